@@ -1,0 +1,170 @@
+//! The command line that starts one worker pod.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Where the ranks compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// CPU cores.
+    Cpu,
+    /// CUDA devices, one a rank.
+    Cuda,
+}
+
+impl Device {
+    /// The flag's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// How one pod of a group is started: `llama-worker serve <flags>`.
+///
+/// A group is `nodes` pods with `tensor_parallel / nodes` ranks each. The pod
+/// with node index 0 holds rank 0, the scheduler and the OpenAI API.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct LaunchArgs {
+    /// Model file (GGUF).
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Name that clients send as `model`.
+    #[arg(long)]
+    pub served_name: String,
+    /// Ranks that share each layer, over all pods of the group.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub tensor_parallel: u32,
+    /// Pods of the group.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub nodes: u32,
+    /// This pod's place in the group, from 0.
+    #[arg(long, default_value_t = 0)]
+    pub node_index: u32,
+    /// Longest sequence (prompt and answer) in tokens; the model's own limit when absent.
+    #[arg(long)]
+    pub max_tokens: Option<u32>,
+    /// Where the ranks compute.
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
+    /// Compute threads of each rank; the cores shared out evenly when absent.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads_per_rank: Option<u32>,
+    /// Name of the group, for reports and logs.
+    #[arg(long, default_value = "local")]
+    pub group: String,
+    /// Hash of the pod template that this group was made from.
+    #[arg(long, default_value = "none")]
+    pub revision: String,
+    /// Incarnation of the group: one more each time it is recreated.
+    #[arg(long, default_value_t = 0)]
+    pub epoch: u64,
+    /// Where rank 0 waits for the ranks of other pods, `host:port`; needed when `nodes` > 1.
+    #[arg(long)]
+    pub rendezvous: Option<String>,
+    /// Seconds that running answers get to finish after SIGTERM.
+    #[arg(long, default_value_t = 120)]
+    pub drain_seconds: u32,
+}
+
+impl LaunchArgs {
+    /// The flags that parse back to this value, in one fixed order.
+    pub fn to_args(&self) -> Vec<String> {
+        let mut args = vec![
+            format!("--model={}", self.model.display()),
+            format!("--served-name={}", self.served_name),
+            format!("--tensor-parallel={}", self.tensor_parallel),
+            format!("--nodes={}", self.nodes),
+            format!("--node-index={}", self.node_index),
+            format!("--device={}", self.device.as_str()),
+            format!("--group={}", self.group),
+            format!("--revision={}", self.revision),
+            format!("--epoch={}", self.epoch),
+            format!("--drain-seconds={}", self.drain_seconds),
+        ];
+        if let Some(tokens) = self.max_tokens {
+            args.push(format!("--max-tokens={tokens}"));
+        }
+        if let Some(threads) = self.threads_per_rank {
+            args.push(format!("--threads-per-rank={threads}"));
+        }
+        if let Some(address) = &self.rendezvous {
+            args.push(format!("--rendezvous={address}"));
+        }
+        args
+    }
+
+    /// Ranks in each pod; `None` when `nodes` does not divide `tensor_parallel`.
+    pub fn ranks_per_node(&self) -> Option<u32> {
+        (self.nodes > 0 && self.tensor_parallel % self.nodes == 0)
+            .then(|| self.tensor_parallel / self.nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        launch: LaunchArgs,
+    }
+
+    prop_compose! {
+        fn launches()(
+            model in "/[a-z0-9./_-]{1,40}",
+            served_name in "[A-Za-z0-9._-]{1,40}",
+            tensor_parallel in 1_u32..=64,
+            nodes in 1_u32..=64,
+            node_index in 0_u32..64,
+            max_tokens in proptest::option::of(1_u32..=1_048_576),
+            cuda in any::<bool>(),
+            threads_per_rank in proptest::option::of(1_u32..=1024),
+            (group, revision) in ("[a-z0-9-]{1,40}", "[a-f0-9]{8}"),
+            epoch in any::<u64>(),
+            rendezvous in proptest::option::of("[a-z0-9.-]{1,60}:[0-9]{2,5}"),
+            drain_seconds in 0_u32..=86_400,
+        ) -> LaunchArgs {
+            LaunchArgs {
+                model: model.into(),
+                served_name,
+                tensor_parallel,
+                nodes,
+                node_index,
+                max_tokens,
+                device: if cuda { Device::Cuda } else { Device::Cpu },
+                threads_per_rank,
+                group,
+                revision,
+                epoch,
+                rendezvous,
+                drain_seconds,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_operator_writes_the_worker_reads(launch in launches()) {
+            let argv = std::iter::once("llama-worker".to_owned()).chain(launch.to_args());
+            let parsed = Cli::try_parse_from(argv).expect("parses");
+            prop_assert_eq!(parsed.launch, launch);
+        }
+    }
+
+    #[test]
+    fn ranks_per_node_needs_an_even_split() {
+        let argv = ["x", "--model=/m", "--served-name=m", "--tensor-parallel=4"];
+        let mut launch = Cli::try_parse_from(argv).expect("parses").launch;
+        launch.nodes = 2;
+        assert_eq!(launch.ranks_per_node(), Some(2));
+        launch.nodes = 3;
+        assert_eq!(launch.ranks_per_node(), None);
+    }
+}

@@ -1,0 +1,56 @@
+//! What the operator and the inference worker agree on, written once.
+//!
+//! The operator builds a [`LaunchArgs`] and puts its [`LaunchArgs::to_args`]
+//! into a pod; the worker parses the same type. The worker answers with
+//! [`StateReport`] on its internal port while it lives and with a
+//! [`FailureReport`] as the container's termination message when it dies.
+
+pub mod launch;
+pub mod report;
+
+pub use launch::{Device, LaunchArgs};
+pub use report::{
+    FailureCategory, FailureReport, LoadProgress, RankPhase, RankReport, StateReport, WorkerPhase,
+};
+
+/// Port of the OpenAI API on a group's first pod.
+pub const API_PORT: u16 = 8000;
+/// Name of [`API_PORT`] in pods and Services.
+pub const API_PORT_NAME: &str = "http";
+/// Port of `/state`, `/metrics` and `/health` on every worker pod.
+pub const INTERNAL_PORT: u16 = 8080;
+/// Name of [`INTERNAL_PORT`] in pods.
+pub const INTERNAL_PORT_NAME: &str = "internal";
+/// Port on which the first pod of a group waits for the ranks of the others.
+pub const RENDEZVOUS_PORT: u16 = 29500;
+/// Name of [`RENDEZVOUS_PORT`] in pods and Services.
+pub const RENDEZVOUS_PORT_NAME: &str = "rendezvous";
+
+/// `GET` path that answers 200 once a worker can serve (readiness), on both ports.
+pub const HEALTH_PATH: &str = "/health";
+/// `GET` path that answers 200 while the worker process is alive, on the internal port.
+pub const LIVE_PATH: &str = "/livez";
+/// `GET` path of the [`StateReport`] on the internal port.
+pub const STATE_PATH: &str = "/state";
+/// `GET` path of the Prometheus metrics on the internal port.
+pub const METRICS_PATH: &str = "/metrics";
+
+/// Environment variable with the shared secret that ranks of other pods must show.
+pub const RENDEZVOUS_TOKEN_ENV: &str = "LLAMA_RENDEZVOUS_TOKEN";
+/// Environment variable with the node that runs the pod.
+pub const NODE_NAME_ENV: &str = "LLAMA_NODE_NAME";
+/// Environment variable with the pod's name.
+pub const POD_NAME_ENV: &str = "LLAMA_POD_NAME";
+/// Environment variable with the pod's own address.
+pub const POD_IP_ENV: &str = "LLAMA_POD_IP";
+
+/// Folder of a worker pod in which the model is mounted, read-only.
+pub const MODEL_MOUNT: &str = "/model";
+/// Folder shared by the two init steps that fetch a model image.
+pub const TOOLS_MOUNT: &str = "/llama-tools";
+/// Where the worker image keeps the program that copies a model out of an image.
+pub const MODEL_COPY_PROGRAM: &str = "/usr/local/bin/llama-model-copy";
+/// File that carries the [`FailureReport`] of a container that ended.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Kubernetes keeps this many bytes of a termination message.
+pub const TERMINATION_LOG_LIMIT: usize = 4096;
