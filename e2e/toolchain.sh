@@ -115,7 +115,7 @@ cargo_tool() { # program version
 case ${1:-} in
 base) packages; rust; go_compiler ;;
 test) packages; rust; go_compiler; cargo_tool cargo-nextest "$NEXTEST_VERSION" ;;
-lint) packages; rust; cargo_tool cargo-deny "$DENY_VERSION" ;;
+lint) packages; have shellcheck || apt_install shellcheck; rust; cargo_tool cargo-deny "$DENY_VERSION" ;;
 path) printf '%s' "$TOOLS/bin" ;;
 *) fail "say what for: base, test, lint or path" ;;
 esac
