@@ -1,0 +1,23 @@
+//! Version `v1alpha1` of the API.
+
+#![allow(
+    clippy::doc_markdown,
+    reason = "the comments are the descriptions that `kubectl explain` prints"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "the KubeSchema derive copies each struct into a function"
+)]
+
+mod spec;
+mod status;
+
+pub use spec::{
+    Accelerator, Context, Gpu, ImagePullPolicy, ImageSource, LlamaDeployment, LlamaDeploymentSpec,
+    MAX_GROUPS, MAX_NAME_LENGTH, MIN_MEMORY_BYTES, Model, ModelSource, Parallelism, Placement,
+    PvcSource, Resources,
+};
+pub use status::{
+    ConditionType, GroupFailure, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES,
+    Reason,
+};

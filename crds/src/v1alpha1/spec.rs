@@ -1,0 +1,352 @@
+//! What the user asks for.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::LlamaDeploymentStatus;
+
+/// Longest name of a LlamaDeployment: `<name>-<group>-<node>` must be a host name
+/// with room to spare, and `<name>-rendezvous` a Secret's name.
+pub const MAX_NAME_LENGTH: usize = 40;
+/// Most groups of one LlamaDeployment.
+pub const MAX_GROUPS: i32 = 256;
+/// Least memory of a pod that the schema lets through, in bytes.
+pub const MIN_MEMORY_BYTES: u64 = 32 << 20;
+
+/// What to serve, how it is laid out, and how many groups of it.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "llmops.dev",
+    version = "v1alpha1",
+    kind = "LlamaDeployment",
+    plural = "llamadeployments",
+    shortname = "ld",
+    category = "llama",
+    namespaced,
+    status = "LlamaDeploymentStatus",
+    derive = "PartialEq",
+    doc = "LlamaDeployment serves one Llama model with groups of worker pods. A group holds one copy of the model, split over its tensor-parallel ranks.",
+    validation = Rule::new("size(self.metadata.name) <= 40").message("metadata.name must have at most 40 characters: pod and Secret names are built from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and have only lower-case letters, digits and '-': it becomes the name of a Service"),
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether all desired groups serve."
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        description = "Why they do or do not."
+    ),
+    printcolumn(
+        name = "Desired",
+        type_ = "integer",
+        json_path = ".spec.replicas",
+        description = "Groups asked for."
+    ),
+    printcolumn(
+        name = "Up",
+        type_ = "integer",
+        json_path = ".status.readyReplicas",
+        description = "Groups that serve."
+    ),
+    printcolumn(
+        name = "Tensor",
+        type_ = "integer",
+        json_path = ".spec.parallelism.tensor",
+        description = "Tensor-parallel ranks of a group."
+    ),
+    printcolumn(
+        name = "Model",
+        type_ = "string",
+        json_path = ".status.servedName",
+        description = "Name that clients send as model."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "Time since creation."
+    ),
+    printcolumn(
+        name = "URL",
+        type_ = "string",
+        json_path = ".status.url",
+        priority = 1,
+        description = "Base URL of the OpenAI API inside the cluster."
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1,
+        description = "What is going on, in a sentence."
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct LlamaDeploymentSpec {
+    /// What to serve and where the file is.
+    pub model: Model,
+
+    /// How one copy of the model is split over ranks and pods.
+    #[serde(default)]
+    pub parallelism: Parallelism,
+
+    /// What each pod of a group gets.
+    pub resources: Resources,
+
+    /// Limits on the length of a conversation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<Context>,
+
+    /// Groups, not pods: each group is one more copy of the model that serves by itself.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 256))]
+    pub replicas: i32,
+
+    /// Which nodes the pods may run on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
+
+    /// Stop all groups and give their resources back, but keep this object.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// What to serve.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Model {
+    /// Name that clients send as `model`. The object's own name when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 128),
+        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")
+    )]
+    pub served_name: Option<String>,
+
+    /// Where the model file comes from: exactly one of pvc and image.
+    pub source: ModelSource,
+}
+
+/// Where the model file comes from.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[has(self.pvc), has(self.image)].filter(x, x).size() == 1").message("exactly one of pvc and image must be set")
+)]
+pub struct ModelSource {
+    /// A file on a volume that exists already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pvc: Option<PvcSource>,
+
+    /// A file inside a container image that holds the model. It is copied onto each pod's
+    /// node when the pod starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+}
+
+/// A model file on a PersistentVolumeClaim.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PvcSource {
+    /// PersistentVolumeClaim in the same namespace. It is mounted read-only; with more
+    /// than one pod its access mode must let several nodes read.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+
+    /// Path of the GGUF file inside the volume, relative to the volume's root.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(
+        validation = Rule::new("!self.startsWith('/')").message("path is relative to the volume's root and must not start with '/'"),
+        validation = Rule::new("!self.split('/').exists(part, part == '..' || part == '.' || part == '')").message("path must not have empty, '.' or '..' parts")
+    )]
+    pub path: String,
+}
+
+/// A model file inside a container image.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSource {
+    /// The image. A digest (`name@sha256:…`) gives every pod the same bytes.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    pub reference: String,
+
+    /// Absolute path of the GGUF file inside the image.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(
+        validation = Rule::new("self.startsWith('/')").message("path is a path inside the image and must start with '/'"),
+        validation = Rule::new("!self.split('/').exists(part, part == '..' || part == '.')").message("path must not have '.' or '..' parts"),
+        validation = Rule::new("!self.endsWith('/')").message("path must name a file and not end with '/'")
+    )]
+    pub path: String,
+
+    /// When the node pulls the image. Kubernetes' own default when absent: Always for the
+    /// tag latest, IfNotPresent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "ImagePullPolicy")]
+    pub pull_policy: Option<ImagePullPolicy>,
+}
+
+/// When a node pulls an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ImagePullPolicy {
+    /// Each time a pod starts.
+    Always,
+    /// When the node does not have it.
+    IfNotPresent,
+    /// Never: the node must have it.
+    Never,
+}
+
+impl ImagePullPolicy {
+    /// The name that pods use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// How one copy of the model is split.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.tensor % self.nodes == 0").message("tensor must be a multiple of nodes: every pod of a group runs the same number of ranks").field_path(".tensor")
+)]
+pub struct Parallelism {
+    /// Ranks that share each layer, over all pods of a group. It must divide the model's
+    /// attention heads and its key/value heads.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub tensor: i32,
+
+    /// Pods of a group. The ranks are shared out evenly among them.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub nodes: i32,
+}
+
+impl Default for Parallelism {
+    fn default() -> Self {
+        Self {
+            tensor: one(),
+            nodes: one(),
+        }
+    }
+}
+
+/// What each pod of a group gets.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.accelerator == 'Gpu' || !has(self.gpu)").message("gpu is only for accelerator Gpu").field_path(".gpu")
+)]
+pub struct Resources {
+    /// Where the ranks compute: Cpu runs them on CPU cores, Gpu gives each rank a GPU.
+    pub accelerator: Accelerator,
+
+    /// How GPUs are asked for. Only with accelerator Gpu.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+
+    /// CPU that each pod asks for (a request, not a limit), over all its ranks.
+    #[schemars(schema_with = "crate::schema::quantity")]
+    #[x_kube(
+        validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))").message("resources.cpu must be more than 0, for example 2 or 600m")
+    )]
+    pub cpu: Quantity,
+
+    /// Memory of each pod, request and limit, over all its ranks. Weights, caches and
+    /// buffers are planned to fit it before anything is loaded.
+    #[schemars(schema_with = "crate::schema::quantity")]
+    #[x_kube(
+        validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('32Mi')) >= 0").message("resources.memory must be at least 32Mi, for example 1Gi (512m is half a byte, 512Mi is meant)")
+    )]
+    pub memory: Quantity,
+}
+
+/// Where ranks compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Accelerator {
+    /// CPU cores.
+    Cpu,
+    /// GPUs, one a rank.
+    Gpu,
+}
+
+/// How GPUs are asked for.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gpu {
+    /// Extended resource of the device plugin. Each pod asks for one for each of its ranks.
+    #[serde(default = "nvidia_gpu")]
+    #[schemars(
+        length(min = 3, max = 253),
+        regex(
+            pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+        )
+    )]
+    pub resource_name: String,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self {
+            resource_name: nvidia_gpu(),
+        }
+    }
+}
+
+fn nvidia_gpu() -> String {
+    "nvidia.com/gpu".to_owned()
+}
+
+/// Limits on the length of a conversation.
+#[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Context {
+    /// Longest sequence, prompt and answer together, in tokens. The model's own limit when
+    /// absent. Memory for at least one such sequence is reserved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_tokens: Option<i32>,
+}
+
+/// Which nodes the pods may run on.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "crate::schema::node_selector")]
+    pub node_selector: BTreeMap<String, String>,
+
+    /// Taints that the pods tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::tolerations")]
+    pub tolerations: Vec<Toleration>,
+
+    /// PriorityClass of the pods. The cluster's default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+}

@@ -1,0 +1,165 @@
+//! The CRD builds, is small, documents every field, and is what is committed.
+
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
+use std::path::Path;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use llama_crds::v1alpha1::{
+    Accelerator, ConditionType, LlamaDeployment, MAX_GROUP_ENTRIES, MAX_GROUPS, MAX_NAME_LENGTH,
+    MIN_MEMORY_BYTES, Reason,
+};
+use serde_json::Value;
+
+fn schema() -> Value {
+    let crd = serde_json::to_value(llama_crds::crd()).expect("the CRD is JSON");
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+}
+
+/// Calls `visit` with the path and schema of every field below `schema`.
+fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
+    visit(path, schema);
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        walk(&format!("{path}.{name}"), field, visit);
+    }
+    if schema["items"].is_object() {
+        walk(&format!("{path}[]"), &schema["items"], visit);
+    }
+}
+
+#[test]
+fn every_field_says_what_it_is() {
+    let mut seen = 0;
+    walk("", &schema(), &mut |path, field| {
+        if !path.is_empty() && !path.ends_with("nodes[]") {
+            let text = field["description"].as_str().unwrap_or_default();
+            assert!(text.len() > 10, "{path} has no description");
+            seen += 1;
+        }
+    });
+    assert!(seen > 40, "only {seen} fields were seen");
+}
+
+#[test]
+fn every_list_and_text_of_spec_is_bounded() {
+    walk(
+        "spec",
+        &schema()["properties"]["spec"],
+        &mut |path, field| match field["type"].as_str() {
+            Some("string") if field["enum"].is_null() => {
+                assert!(field["maxLength"].is_u64(), "{path} has no maxLength");
+            }
+            Some("array") => assert!(field["maxItems"].is_u64(), "{path} has no maxItems"),
+            Some("integer") if !path.ends_with("tolerationSeconds") => {
+                assert!(field["maximum"].is_number(), "{path} has no maximum");
+            }
+            _ => {}
+        },
+    );
+}
+
+#[test]
+fn no_field_is_nullable_or_unsigned() {
+    walk("", &schema(), &mut |path, field| {
+        assert!(field["nullable"].is_null(), "{path} is nullable");
+        let format = field["format"].as_str().unwrap_or_default();
+        assert!(!format.starts_with("uint"), "{path} has format {format}");
+    });
+}
+
+#[test]
+fn limits_of_the_schema_are_the_constants() {
+    let schema = schema();
+    let replicas = &schema["properties"]["spec"]["properties"]["replicas"];
+    assert_eq!(replicas["maximum"].as_f64(), Some(f64::from(MAX_GROUPS)));
+    let groups = &schema["properties"]["status"]["properties"]["groups"];
+    assert_eq!(groups["maxItems"].as_u64(), Some(MAX_GROUP_ENTRIES as u64));
+    let rules = schema["x-kubernetes-validations"].to_string();
+    assert!(rules.contains(&format!("size(self.metadata.name) <= {MAX_NAME_LENGTH}")));
+    let memory = &schema["properties"]["spec"]["properties"]["resources"]["properties"]["memory"];
+    let least = format!("quantity('{}Mi')", MIN_MEMORY_BYTES >> 20);
+    assert!(
+        memory["x-kubernetes-validations"]
+            .to_string()
+            .contains(&least)
+    );
+}
+
+#[test]
+fn committed_yaml_is_the_generated_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for path in [
+        "crds/llamadeployments.yaml",
+        "charts/llama-operator/crd/llamadeployments.yaml",
+    ] {
+        let text = std::fs::read_to_string(root.join(path)).expect("run `make generate`");
+        assert!(text.len() < 100_000, "{path} has {} bytes", text.len());
+        let committed: CustomResourceDefinition = serde_yaml::from_str(&text).expect("parses");
+        assert_eq!(committed, llama_crds::crd(), "{path}: run `make generate`");
+    }
+    let page = llama_crds::reference::page(&llama_crds::crd()).expect("writes");
+    let committed = std::fs::read_to_string(root.join("docs/reference/llamadeployment.md"));
+    assert_eq!(
+        committed.expect("run `make generate`"),
+        page,
+        "run `make generate`"
+    );
+}
+
+#[test]
+fn rust_defaults_are_the_schema_s() {
+    let deployment: LlamaDeployment = serde_json::from_value(serde_json::json!({
+        "apiVersion": "llmops.dev/v1alpha1",
+        "kind": "LlamaDeployment",
+        "metadata": {"name": "m"},
+        "spec": {
+            "model": {"source": {"pvc": {"claimName": "c", "path": "m.gguf"}}},
+            "resources": {"accelerator": "Gpu", "gpu": {}, "cpu": 1, "memory": "1Gi"},
+        },
+    }))
+    .expect("deserializes");
+    let spec = deployment.spec;
+    assert_eq!(spec.resources.accelerator, Accelerator::Gpu);
+    let schema = schema();
+    let fields = &schema["properties"]["spec"]["properties"];
+    let default = |path: &[&str]| {
+        let field = path.iter().fold(fields, |field, name| match *name {
+            name if field[name].is_object() => &field[name],
+            name => &field["properties"][name],
+        });
+        field["default"].clone()
+    };
+    assert_eq!(default(&["replicas"]), spec.replicas);
+    assert_eq!(default(&["suspend"]), spec.suspend);
+    assert_eq!(default(&["parallelism", "tensor"]), spec.parallelism.tensor);
+    assert_eq!(default(&["parallelism", "nodes"]), spec.parallelism.nodes);
+    assert_eq!(
+        default(&["resources", "gpu", "resourceName"]),
+        spec.resources.gpu.expect("was given").resource_name
+    );
+}
+
+#[test]
+fn reasons_and_types_are_camel_case_and_unique() {
+    let names: Vec<_> = Reason::ALL
+        .iter()
+        .map(|reason| reason.as_str())
+        .chain(
+            ConditionType::ALL
+                .iter()
+                .map(|condition| condition.as_str()),
+        )
+        .collect();
+    for name in &names {
+        assert!(
+            name.starts_with(|first: char| first.is_ascii_uppercase()),
+            "{name}"
+        );
+        assert!(name.chars().all(char::is_alphanumeric), "{name}");
+        assert_eq!(
+            names.iter().filter(|other| other == &name).count(),
+            1,
+            "{name}"
+        );
+    }
+}
