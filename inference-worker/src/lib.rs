@@ -1,1 +1,4 @@
 //! Inference worker.
+pub mod comm;
+pub mod failure;
+pub mod scheduler;

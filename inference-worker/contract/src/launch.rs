@@ -99,7 +99,7 @@ impl LaunchArgs {
 
     /// Ranks in each pod; `None` when `nodes` does not divide `tensor_parallel`.
     pub fn ranks_per_node(&self) -> Option<u32> {
-        (self.nodes > 0 && self.tensor_parallel % self.nodes == 0)
+        (self.nodes > 0 && self.tensor_parallel.is_multiple_of(self.nodes))
             .then(|| self.tensor_parallel / self.nodes)
     }
 }

@@ -1,0 +1,561 @@
+//! How ranks of several pods find each other.
+//!
+//! Rank 0 listens at the rendezvous address. Every other rank connects, says
+//! who it is and where it listens, and receives the roster once all have come.
+//! That connection stays as the link to rank 0; the remaining pairs connect
+//! directly, the higher rank calling the lower one.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// How long ranks wait for each other.
+pub const RENDEZVOUS_DEADLINE: Duration = Duration::from_mins(2);
+/// How long a caller gets to say who it is.
+const HELLO_LIMIT: Duration = Duration::from_secs(2);
+/// Pause between tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long one attempt to connect may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// Longest message of the rendezvous, in bytes.
+const MESSAGE_LIMIT: u32 = 64 * 1024;
+
+/// What ranks of one group must agree on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Name of the group.
+    pub group: String,
+    /// Revision of the pods.
+    pub revision: String,
+    /// Incarnation of the group.
+    pub epoch: u64,
+    /// Number of ranks.
+    pub world: u32,
+    /// Hash of the model file's header.
+    pub digest: String,
+    /// Longest sequence in tokens.
+    pub max_tokens: u32,
+    /// Version of the worker.
+    pub build: String,
+}
+
+/// One rank's own particulars.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The rank.
+    pub rank: u32,
+    /// The node it runs on.
+    pub node: String,
+    /// Sequences that its pod has memory for.
+    pub slots: u32,
+    /// Where it waits for higher ranks.
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Hello {
+    token: String,
+    identity: Identity,
+    member: Member,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Roster(Vec<Member>),
+    Refused(String),
+}
+
+/// The ranks did not come together.
+#[derive(Debug, thiserror::Error)]
+pub enum RendezvousError {
+    /// The address cannot be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not all ranks came in time.
+    #[error("ranks {missing:?} did not come to {address} within {seconds} s")]
+    Missing {
+        /// Who is missing.
+        missing: Vec<u32>,
+        /// Where rank 0 waits.
+        address: SocketAddr,
+        /// How long it waited.
+        seconds: u64,
+    },
+    /// Rank 0 could not be reached in time.
+    #[error("rank {rank} did not get through to {address} within {seconds} s: {last}")]
+    Unreachable {
+        /// The rank that tried.
+        rank: u32,
+        /// Where it tried.
+        address: String,
+        /// How long it tried.
+        seconds: u64,
+        /// What the last try said.
+        last: String,
+    },
+    /// Rank 0 sent this rank away.
+    #[error("rank 0 refused rank {rank}: {reason}")]
+    Refused {
+        /// The rank that was refused.
+        rank: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A rank of this group runs something else.
+    #[error("rank {rank} on node {node} disagrees: {reason}")]
+    Disagreement {
+        /// The rank.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// What differs.
+        reason: String,
+    },
+    /// A connection between two ranks failed while the mesh was built.
+    #[error("connect rank {rank} to rank {peer}")]
+    Mesh {
+        /// This rank.
+        rank: u32,
+        /// The other end.
+        peer: u32,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl RendezvousError {
+    /// The rank to blame, where one is known.
+    pub fn rank(&self) -> Option<u32> {
+        match self {
+            Self::Disagreement { rank, .. } | Self::Refused { rank, .. } => Some(*rank),
+            Self::Mesh { peer, .. } => Some(*peer),
+            Self::Missing { missing, .. } => missing.first().copied(),
+            Self::Listen { .. } | Self::Unreachable { .. } => None,
+        }
+    }
+}
+
+/// A group that has come together.
+#[derive(Debug)]
+pub struct Mesh {
+    /// One connection for every rank but our own.
+    pub connections: Vec<Option<TcpStream>>,
+    /// All ranks, in order.
+    pub members: Vec<Member>,
+}
+
+impl Mesh {
+    /// Sequences that every pod has memory for.
+    pub fn slots(&self) -> u32 {
+        self.members
+            .iter()
+            .map(|member| member.slots)
+            .min()
+            .unwrap_or(1)
+    }
+}
+
+/// What one rank brings to the rendezvous.
+#[derive(Clone)]
+pub struct Party {
+    /// Shared secret of the group's pods.
+    pub token: String,
+    /// What all must agree on.
+    pub identity: Identity,
+    /// This rank.
+    pub rank: u32,
+    /// Its node.
+    pub node: String,
+    /// Sequences that its pod has memory for.
+    pub slots: u32,
+    /// Address of the pod, on which it listens.
+    pub ip: IpAddr,
+    /// How long to wait for the others.
+    pub deadline: Duration,
+}
+
+impl std::fmt::Debug for Party {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Party")
+            .field("identity", &self.identity)
+            .field("rank", &self.rank)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What rank 0 does with a caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    Member,
+    /// Not of this group: send it away and go on waiting.
+    Stranger(String),
+    /// Of this group, but running something else: the group cannot form.
+    Disagreement(String),
+}
+
+/// Judges a caller's greeting. Tokens are compared by their hashes, whose
+/// comparison takes the same time wherever they differ.
+fn judge(token: &str, own: &Identity, hello: &Hello) -> Verdict {
+    if blake3::hash(token.as_bytes()) != blake3::hash(hello.token.as_bytes()) {
+        return Verdict::Stranger("wrong rendezvous token".to_owned());
+    }
+    let theirs = &hello.identity;
+    let differs =
+        |what: &str, theirs: &str, own: &str| format!("its {what} is {theirs}, rank 0's is {own}");
+    if theirs.group != own.group {
+        return Verdict::Stranger(differs("group", &theirs.group, &own.group));
+    }
+    if theirs.epoch != own.epoch {
+        let (theirs, own) = (theirs.epoch.to_string(), own.epoch.to_string());
+        return Verdict::Stranger(differs("epoch", &theirs, &own));
+    }
+    let fields = [
+        ("revision", theirs.revision.clone(), own.revision.clone()),
+        ("build", theirs.build.clone(), own.build.clone()),
+        (
+            "world size",
+            theirs.world.to_string(),
+            own.world.to_string(),
+        ),
+        ("model digest", theirs.digest.clone(), own.digest.clone()),
+        (
+            "max_tokens",
+            theirs.max_tokens.to_string(),
+            own.max_tokens.to_string(),
+        ),
+    ];
+    for (what, theirs, own) in &fields {
+        if theirs != own {
+            return Verdict::Disagreement(differs(what, theirs, own));
+        }
+    }
+    if hello.member.rank == 0 || hello.member.rank >= own.world {
+        return Verdict::Disagreement(format!(
+            "it calls itself rank {} of {}",
+            hello.member.rank, own.world
+        ));
+    }
+    Verdict::Member
+}
+
+impl Party {
+    /// Rank 0: waits at `port` for all other ranks.
+    ///
+    /// # Errors
+    /// When they do not come in time or run something else.
+    pub fn host(&self, port: u16) -> Result<Mesh, RendezvousError> {
+        let address = SocketAddr::new(self.ip, port);
+        let listener =
+            listen(address).map_err(|source| RendezvousError::Listen { address, source })?;
+        let started = Instant::now();
+        let world = self.identity.world;
+        let mut guests: Vec<Option<(TcpStream, Member)>> = (0..world).map(|_| None).collect();
+        let missing = |guests: &[Option<(TcpStream, Member)>]| -> Vec<u32> {
+            (1..world)
+                .filter(|rank| guests[*rank as usize].is_none())
+                .collect()
+        };
+        loop {
+            let absent = missing(&guests);
+            if absent.is_empty() {
+                break;
+            }
+            if started.elapsed() >= self.deadline {
+                return Err(RendezvousError::Missing {
+                    missing: absent,
+                    address,
+                    seconds: self.deadline.as_secs(),
+                });
+            }
+            match listener.accept() {
+                Ok((stream, from)) => {
+                    if let Some(guest) = self.receive(stream, from)? {
+                        let rank = guest.1.rank as usize;
+                        if guests[rank].replace(guest).is_some() {
+                            tracing::warn!(rank, "a rank came twice, the later one stays");
+                        }
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+                Err(source) => return Err(RendezvousError::Listen { address, source }),
+            }
+        }
+        self.seat(address, guests)
+    }
+
+    /// Sends the roster to all guests.
+    fn seat(
+        &self,
+        address: SocketAddr,
+        guests: Vec<Option<(TcpStream, Member)>>,
+    ) -> Result<Mesh, RendezvousError> {
+        let mut members = vec![self.member(address)];
+        let mut connections = vec![None];
+        for (stream, member) in guests.into_iter().flatten() {
+            members.push(member);
+            connections.push(Some(stream));
+        }
+        let roster = Answer::Roster(members.clone());
+        for (peer, stream) in (0..).zip(&mut connections) {
+            if let Some(stream) = stream {
+                send(stream, &roster).map_err(|source| RendezvousError::Mesh {
+                    rank: 0,
+                    peer,
+                    source,
+                })?;
+            }
+        }
+        Ok(Mesh {
+            connections,
+            members,
+        })
+    }
+
+    /// Hears one caller out. `None` when it was sent away.
+    fn receive(
+        &self,
+        mut stream: TcpStream,
+        from: SocketAddr,
+    ) -> Result<Option<(TcpStream, Member)>, RendezvousError> {
+        let hello: Hello = match prepare(&stream).and_then(|()| recv(&mut stream)) {
+            Ok(hello) => hello,
+            Err(error) => {
+                tracing::warn!(%from, %error, "a caller at the rendezvous said nothing readable");
+                return Ok(None);
+            }
+        };
+        let rank = hello.member.rank;
+        let verdict = judge(&self.token, &self.identity, &hello);
+        if let Verdict::Stranger(reason) | Verdict::Disagreement(reason) = &verdict {
+            tracing::warn!(%from, rank, reason, "refuse a caller at the rendezvous");
+            if let Err(error) = send(&mut stream, &Answer::Refused(reason.clone())) {
+                tracing::debug!(%from, %error, "tell a caller why it is refused");
+            }
+        }
+        match verdict {
+            Verdict::Member => Ok(Some((stream, hello.member))),
+            Verdict::Stranger(_) => Ok(None),
+            Verdict::Disagreement(reason) => Err(RendezvousError::Disagreement {
+                rank,
+                node: hello.member.node,
+                reason,
+            }),
+        }
+    }
+
+    /// Every other rank: goes to rank 0 at `address` and then meets the rest.
+    ///
+    /// # Errors
+    /// When rank 0 cannot be reached or refuses, or a peer does not come.
+    pub fn join(&self, address: &str) -> Result<Mesh, RendezvousError> {
+        let own = SocketAddr::new(self.ip, 0);
+        let listener = listen(own).map_err(|source| RendezvousError::Listen {
+            address: own,
+            source,
+        })?;
+        let listen_at = listener
+            .local_addr()
+            .map_err(|source| RendezvousError::Listen {
+                address: own,
+                source,
+            })?;
+        let started = Instant::now();
+        let (first, members) = self.reach_host(address, listen_at, started)?;
+        let mesh_error = |peer: u32| {
+            move |source| RendezvousError::Mesh {
+                rank: self.rank,
+                peer,
+                source,
+            }
+        };
+        let mut connections: Vec<Option<TcpStream>> = members.iter().map(|_| None).collect();
+        if let Some(place) = connections.first_mut() {
+            *place = Some(first);
+        }
+        for member in &members[1..] {
+            if member.rank < self.rank {
+                let stream = self.call(member.listen).map_err(mesh_error(member.rank))?;
+                connections[member.rank as usize] = Some(stream);
+            }
+        }
+        let missing = |connections: &[Option<TcpStream>]| {
+            (self.rank + 1..self.identity.world).find(|rank| connections[*rank as usize].is_none())
+        };
+        while let Some(peer) = missing(&connections) {
+            if started.elapsed() >= self.deadline {
+                return Err(mesh_error(peer)(ErrorKind::TimedOut.into()));
+            }
+            match listener.accept() {
+                Ok((stream, from)) => {
+                    if let Some((rank, stream)) = self.answer(stream, from) {
+                        connections[rank as usize] = Some(stream);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(RETRY_PAUSE / 10);
+                }
+                Err(source) => return Err(mesh_error(peer)(source)),
+            }
+        }
+        Ok(Mesh {
+            connections,
+            members,
+        })
+    }
+
+    /// Tries until rank 0 has answered with the roster.
+    fn reach_host(
+        &self,
+        address: &str,
+        listen: SocketAddr,
+        started: Instant,
+    ) -> Result<(TcpStream, Vec<Member>), RendezvousError> {
+        let mut last = "not tried".to_owned();
+        while started.elapsed() < self.deadline {
+            match self.greet(address, listen) {
+                Ok(mut stream) => match self.await_roster(&mut stream, started) {
+                    Ok(Answer::Roster(members)) => {
+                        if members.len() == self.identity.world as usize {
+                            return Ok((stream, members));
+                        }
+                        last = format!("a roster of {} ranks", members.len());
+                    }
+                    Ok(Answer::Refused(reason)) => {
+                        return Err(RendezvousError::Refused {
+                            rank: self.rank,
+                            reason,
+                        });
+                    }
+                    Err(error) => last = error.to_string(),
+                },
+                Err(error) => last = error.to_string(),
+            }
+            std::thread::sleep(RETRY_PAUSE);
+        }
+        Err(RendezvousError::Unreachable {
+            rank: self.rank,
+            address: address.to_owned(),
+            seconds: self.deadline.as_secs(),
+            last,
+        })
+    }
+
+    fn greet(&self, address: &str, listen: SocketAddr) -> std::io::Result<TcpStream> {
+        let mut last = std::io::Error::from(ErrorKind::NotFound);
+        for candidate in address.to_socket_addrs()? {
+            match TcpStream::connect_timeout(&candidate, CONNECT_LIMIT) {
+                Ok(mut stream) => {
+                    prepare(&stream)?;
+                    send(&mut stream, &self.hello(listen))?;
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Waits for rank 0's answer, which comes when the last rank has come.
+    fn await_roster(&self, stream: &mut TcpStream, started: Instant) -> std::io::Result<Answer> {
+        let left = self.deadline.saturating_sub(started.elapsed());
+        stream.set_read_timeout(Some(left.max(RETRY_PAUSE)))?;
+        recv(stream)
+    }
+
+    /// Connects to a lower rank.
+    fn call(&self, address: SocketAddr) -> std::io::Result<TcpStream> {
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
+        prepare(&stream)?;
+        let hello = self.hello(stream.local_addr()?);
+        send(&mut stream, &hello)?;
+        Ok(stream)
+    }
+
+    /// Hears a higher rank out; `None` when it is none of ours.
+    fn answer(&self, mut stream: TcpStream, from: SocketAddr) -> Option<(u32, TcpStream)> {
+        let hello: Hello = match prepare(&stream).and_then(|()| recv(&mut stream)) {
+            Ok(hello) => hello,
+            Err(error) => {
+                tracing::warn!(%from, %error, "a caller said nothing readable");
+                return None;
+            }
+        };
+        let rank = hello.member.rank;
+        let verdict = judge(&self.token, &self.identity, &hello);
+        if verdict == Verdict::Member && rank > self.rank {
+            return Some((rank, stream));
+        }
+        tracing::warn!(%from, rank, ?verdict, "refuse a caller");
+        None
+    }
+
+    fn member(&self, listen: SocketAddr) -> Member {
+        Member {
+            rank: self.rank,
+            node: self.node.clone(),
+            slots: self.slots,
+            listen,
+        }
+    }
+
+    fn hello(&self, listen: SocketAddr) -> Hello {
+        Hello {
+            token: self.token.clone(),
+            identity: self.identity.clone(),
+            member: self.member(listen),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(HELLO_LIMIT))?;
+    stream.set_write_timeout(Some(HELLO_LIMIT))
+}
+
+fn send<T: Serialize>(stream: &mut TcpStream, message: &T) -> std::io::Result<()> {
+    let json = serde_json::to_vec(message)?;
+    let len = u32::try_from(json.len())
+        .ok()
+        .filter(|len| *len <= MESSAGE_LIMIT)
+        .ok_or(ErrorKind::InvalidInput)?;
+    stream.write_all(&len.to_le_bytes())?;
+    stream.write_all(&json)
+}
+
+fn recv<T: DeserializeOwned>(stream: &mut TcpStream) -> std::io::Result<T> {
+    let mut len = [0; 4];
+    stream.read_exact(&mut len)?;
+    let len = u32::from_le_bytes(len);
+    if len > MESSAGE_LIMIT {
+        let reason = format!("a message of {len} bytes, at most {MESSAGE_LIMIT} are read");
+        return Err(std::io::Error::new(ErrorKind::InvalidData, reason));
+    }
+    let mut json = vec![0; len as usize];
+    stream.read_exact(&mut json)?;
+    Ok(serde_json::from_slice(&json)?)
+}

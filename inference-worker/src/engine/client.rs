@@ -1,0 +1,312 @@
+//! The front's end of the connection to rank 0.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use llama_contract::FailureReport;
+use llama_model::sample::SamplingParams;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, watch};
+
+use super::frames::{self, EngineStats, FromEngine, Submit, ToEngine};
+use crate::scheduler::{Finish, Refusal};
+
+/// Frames to rank 0 that may wait to be written.
+const OUTBOX: usize = 1024;
+
+/// What comes of a submitted sequence.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GenerationEvent {
+    /// One more token.
+    Token(u32),
+    /// The answer is complete; nothing follows.
+    Finished(Finish),
+    /// Rank 0 did not take the sequence; nothing follows.
+    Refused(Refusal),
+    /// This sequence failed; nothing follows.
+    Failed(String),
+    /// The group is over; nothing follows.
+    GroupFailed(Arc<FailureReport>),
+}
+
+/// A sequence that could not be handed to rank 0.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// The group is over.
+    #[error("{}", .0.message)]
+    GroupFailed(Arc<FailureReport>),
+    /// Rank 0 does not read as fast as requests come.
+    #[error("the engine is not taking requests")]
+    Busy,
+}
+
+#[derive(Debug)]
+struct Shared {
+    open: HashMap<u64, mpsc::Sender<GenerationEvent>>,
+    failure: Option<Arc<FailureReport>>,
+}
+
+/// Hands sequences to rank 0 and its tokens back; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct EngineClient {
+    shared: Arc<Mutex<Shared>>,
+    outbox: mpsc::Sender<ToEngine>,
+    next_id: Arc<AtomicU64>,
+    stats: watch::Receiver<EngineStats>,
+}
+
+impl EngineClient {
+    /// A client over `stream`, and the task that carries its frames. The task
+    /// ends when rank 0 closes its side or either side fails; the group's
+    /// failure is then told by [`EngineClient::fail`].
+    pub fn start(stream: UnixStream) -> (Self, impl Future<Output = io::Result<()>> + Send) {
+        let (outbox, inbox) = mpsc::channel(OUTBOX);
+        let (stats_sender, stats) = watch::channel(EngineStats::default());
+        let client = Self {
+            shared: Arc::new(Mutex::new(Shared {
+                open: HashMap::new(),
+                failure: None,
+            })),
+            outbox,
+            next_id: Arc::new(AtomicU64::new(0)),
+            stats,
+        };
+        let shared = Arc::clone(&client.shared);
+        let (reader, writer) = stream.into_split();
+        let carry = async move {
+            tokio::select! {
+                ended = read_frames(reader, shared, stats_sender) => ended,
+                ended = write_frames(writer, inbox) => ended,
+            }
+        };
+        (client, carry)
+    }
+
+    /// Submits a sequence. Dropping the [`Generation`] cancels it.
+    ///
+    /// # Errors
+    /// When the group is over or rank 0 does not keep up.
+    pub fn submit(
+        &self,
+        tokens: Vec<u32>,
+        sampling: SamplingParams,
+        max_new_tokens: u32,
+        stop_ids: Vec<u32>,
+    ) -> Result<Generation, SubmitError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        // Room for every token and the end, so that a slow reader blocks nobody.
+        let (sender, events) = mpsc::channel(max_new_tokens as usize + 1);
+        {
+            let mut shared = lock(&self.shared);
+            if let Some(failure) = &shared.failure {
+                return Err(SubmitError::GroupFailed(Arc::clone(failure)));
+            }
+            shared.open.insert(id, sender);
+        }
+        let generation = Generation {
+            id,
+            events,
+            client: self.clone(),
+        };
+        let submit = Submit {
+            id,
+            tokens,
+            sampling,
+            max_new_tokens,
+            stop_ids,
+        };
+        self.outbox
+            .try_send(ToEngine::Submit(submit))
+            .map_err(|_full| SubmitError::Busy)?;
+        Ok(generation)
+    }
+
+    /// Ends every open sequence with `failure`, and all that come later.
+    pub fn fail(&self, failure: FailureReport) {
+        let failure = Arc::new(failure);
+        let mut shared = lock(&self.shared);
+        for (_, events) in shared.open.drain() {
+            // A reader that has gone needs no news.
+            let _ = events.try_send(GenerationEvent::GroupFailed(Arc::clone(&failure)));
+        }
+        shared.failure = Some(failure);
+    }
+
+    /// Asks the ranks to end once no sequence is left.
+    ///
+    /// # Errors
+    /// When rank 0 does not read.
+    pub fn stop(&self) -> Result<(), SubmitError> {
+        self.outbox
+            .try_send(ToEngine::Stop)
+            .map_err(|_full| SubmitError::Busy)
+    }
+
+    /// Sequences that are not complete.
+    pub fn open(&self) -> usize {
+        lock(&self.shared).open.len()
+    }
+
+    /// How busy rank 0 last said it was.
+    pub fn stats(&self) -> EngineStats {
+        *self.stats.borrow()
+    }
+}
+
+/// A sequence being computed. Dropping it before its end cancels it.
+#[derive(Debug)]
+pub struct Generation {
+    id: u64,
+    events: mpsc::Receiver<GenerationEvent>,
+    client: EngineClient,
+}
+
+impl Generation {
+    /// The next event; `None` only after the last.
+    pub async fn next(&mut self) -> Option<GenerationEvent> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if lock(&self.client.shared).open.remove(&self.id).is_some() {
+            // A full outbox means that rank 0 is stuck, and then it is about to be ended.
+            let _ = self.client.outbox.try_send(ToEngine::Cancel { id: self.id });
+        }
+    }
+}
+
+async fn read_frames(
+    mut reader: OwnedReadHalf,
+    shared: Arc<Mutex<Shared>>,
+    stats: watch::Sender<EngineStats>,
+) -> io::Result<()> {
+    loop {
+        let mut header = [0; 4];
+        match reader.read_exact(&mut header).await {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            other => other?,
+        };
+        let mut body = vec![0; frames::body_len(header)?];
+        reader.read_exact(&mut body).await?;
+        match serde_json::from_slice(&body)? {
+            FromEngine::Stats(now) => {
+                stats.send_replace(now);
+            }
+            FromEngine::Token { id, token } => tell(&shared, id, GenerationEvent::Token(token)),
+            FromEngine::Finished { id, reason } => {
+                tell(&shared, id, GenerationEvent::Finished(reason));
+            }
+            FromEngine::Refused { id, refusal } => {
+                tell(&shared, id, GenerationEvent::Refused(refusal));
+            }
+            FromEngine::Failed { id, message } => {
+                tell(&shared, id, GenerationEvent::Failed(message));
+            }
+        }
+    }
+}
+
+fn tell(shared: &Mutex<Shared>, id: u64, event: GenerationEvent) {
+    let mut shared = lock(shared);
+    let sender = match event {
+        GenerationEvent::Token(_) => shared.open.get(&id).cloned(),
+        _ => shared.open.remove(&id),
+    };
+    if let Some(sender) = sender {
+        // The channel has room for every token, so only a reader that has gone is missed.
+        let _ = sender.try_send(event);
+    }
+}
+
+async fn write_frames(
+    mut writer: OwnedWriteHalf,
+    mut inbox: mpsc::Receiver<ToEngine>,
+) -> io::Result<()> {
+    while let Some(message) = inbox.recv().await {
+        writer.write_all(&frames::encode(&message)?).await?;
+    }
+    Ok(())
+}
+
+/// The state behind the lock; it stays consistent even if a holder panicked.
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use llama_contract::FailureCategory;
+
+    use super::*;
+
+    async fn expect(stream: &mut UnixStream) -> ToEngine {
+        let mut header = [0; 4];
+        stream.read_exact(&mut header).await.expect("header");
+        let mut body = vec![0; frames::body_len(header).expect("fits")];
+        stream.read_exact(&mut body).await.expect("body");
+        serde_json::from_slice(&body).expect("a message")
+    }
+
+    async fn say(stream: &mut UnixStream, message: FromEngine) {
+        let frame = frames::encode(&message).expect("encodes");
+        stream.write_all(&frame).await.expect("writes");
+    }
+
+    #[tokio::test]
+    async fn tokens_reach_their_own_sequence_and_dropping_cancels() {
+        let (front, mut rank) = UnixStream::pair().expect("pair");
+        let (client, carry) = EngineClient::start(front);
+        let carry = tokio::spawn(carry);
+        let submit = |prompt: u32| {
+            client
+                .submit(vec![prompt], SamplingParams::GREEDY, 4, vec![])
+                .expect("submits")
+        };
+        let (mut first, second) = (submit(10), submit(20));
+        let ToEngine::Submit(one) = expect(&mut rank).await else {
+            panic!("a submit comes first")
+        };
+        assert_eq!(one.tokens, [10]);
+        expect(&mut rank).await;
+
+        say(&mut rank, FromEngine::Token { id: one.id, token: 7 }).await;
+        assert_eq!(first.next().await, Some(GenerationEvent::Token(7)));
+        drop(second);
+        assert_eq!(expect(&mut rank).await, ToEngine::Cancel { id: one.id + 1 });
+        assert_eq!(client.open(), 1);
+
+        let reason = Finish::Length;
+        say(&mut rank, FromEngine::Finished { id: one.id, reason }).await;
+        assert_eq!(first.next().await, Some(GenerationEvent::Finished(reason)));
+        assert_eq!(first.next().await, None);
+        drop(rank);
+        carry.await.expect("joins").expect("ends with its stream");
+    }
+
+    #[tokio::test]
+    async fn a_failure_reaches_open_and_later_sequences() {
+        let (front, _rank) = UnixStream::pair().expect("pair");
+        let (client, carry) = EngineClient::start(front);
+        tokio::spawn(carry);
+        let submit = || client.submit(vec![1], SamplingParams::GREEDY, 4, vec![]);
+        let mut open = submit().expect("submits");
+        let report = FailureReport {
+            category: FailureCategory::RankDied,
+            message: "rank 1 died".to_owned(),
+            rank: Some(1),
+            node: None,
+            step: None,
+            epoch: 0,
+        };
+        client.fail(report.clone());
+        assert_eq!(open.next().await, Some(GenerationEvent::GroupFailed(Arc::new(report))));
+        assert_eq!(open.next().await, None);
+        assert!(matches!(submit(), Err(SubmitError::GroupFailed(_))));
+    }
+}

@@ -1,0 +1,11 @@
+//! The OpenAI API as data: what clients send, what they get, and stop strings.
+//! Nothing here does I/O.
+
+pub mod error;
+pub mod request;
+pub mod response;
+pub mod stop;
+
+pub use error::ApiError;
+pub use request::{Prompt, ValidRequest};
+pub use stop::StopMatcher;

@@ -1,0 +1,189 @@
+//! The group's front: the OpenAI API on one port, what operators ask on another.
+
+mod answer;
+mod generate;
+pub mod internal;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use llama_contract::{FailureReport, HEALTH_PATH};
+use llama_model::text::{ChatTemplate, Tokenizer};
+use tokio::sync::{Semaphore, watch};
+
+use crate::engine::EngineClient;
+use crate::metrics::Metrics;
+use crate::openai::ApiError;
+use crate::openai::response::{self, Endpoint};
+
+/// Longest request body: a prompt of a million tokens.
+const MAX_BODY_BYTES: usize = 8 << 20;
+
+/// Whether requests are taken.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Admission {
+    /// The ranks are not ready yet.
+    #[default]
+    Starting,
+    /// Yes.
+    Serving,
+    /// The pod is about to end; running answers are finished.
+    Draining,
+    /// The group is over.
+    Failed(Arc<FailureReport>),
+}
+
+impl Admission {
+    /// Whether a request may start now.
+    ///
+    /// # Errors
+    /// 503 with the reason why not.
+    pub fn check(&self) -> Result<(), ApiError> {
+        match self {
+            Self::Serving => Ok(()),
+            Self::Starting => Err(ApiError::unavailable("the model is still loading")),
+            Self::Draining => Err(ApiError::unavailable("this worker is shutting down")),
+            Self::Failed(report) => Err(group_failed(report)),
+        }
+    }
+}
+
+/// 503 that names the rank, its node and the cause.
+fn group_failed(report: &FailureReport) -> ApiError {
+    let place = match (report.rank, &report.node) {
+        (Some(rank), Some(node)) => format!("rank {rank} on node {node}"),
+        (Some(rank), None) => format!("rank {rank}"),
+        _ => "the worker".to_owned(),
+    };
+    ApiError {
+        code: Some(report.category.as_str()),
+        ..ApiError::unavailable(format!("the group failed ({place}): {}", report.message))
+    }
+}
+
+/// What the API needs to answer.
+#[derive(Debug)]
+pub struct Front {
+    served_name: String,
+    max_tokens: u32,
+    created: u64,
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    engine: EngineClient,
+    admission: watch::Receiver<Admission>,
+    metrics: Arc<Metrics>,
+    /// One for each request that may be open at once.
+    permits: Arc<Semaphore>,
+}
+
+/// The parts of a [`Front`].
+#[derive(Debug)]
+pub struct FrontParts {
+    /// Name that clients send as `model`.
+    pub served_name: String,
+    /// Longest sequence, prompt and answer.
+    pub max_tokens: u32,
+    /// Requests that may be open at once; more get 429.
+    pub open_requests: usize,
+    /// The model's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The model's chat template.
+    pub template: ChatTemplate,
+    /// The way to rank 0.
+    pub engine: EngineClient,
+    /// Whether requests are taken.
+    pub admission: watch::Receiver<Admission>,
+    /// Where requests are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Front {
+    /// A front, made now.
+    pub fn new(parts: FrontParts) -> Self {
+        Self {
+            served_name: parts.served_name,
+            max_tokens: parts.max_tokens,
+            created: unix_seconds(),
+            tokenizer: Arc::new(parts.tokenizer),
+            template: parts.template,
+            engine: parts.engine,
+            admission: parts.admission,
+            metrics: parts.metrics,
+            permits: Arc::new(Semaphore::new(parts.open_requests)),
+        }
+    }
+
+    fn admit(&self) -> Result<(), ApiError> {
+        self.admission.borrow().check()
+    }
+}
+
+/// Routes of the API port.
+pub fn router(front: Arc<Front>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completion))
+        .route("/v1/models", get(models))
+        .route(HEALTH_PATH, get(health))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(front)
+}
+
+async fn chat(State(front): State<Arc<Front>>, request: Request) -> Response {
+    respond(front, Endpoint::Chat, request).await
+}
+
+async fn completion(State(front): State<Arc<Front>>, request: Request) -> Response {
+    respond(front, Endpoint::Completion, request).await
+}
+
+async fn respond(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Response {
+    let metrics = Arc::clone(&front.metrics);
+    match answer::answer(front, endpoint, request).await {
+        Ok(response) => response,
+        Err(error) => {
+            metrics.refused(error.status);
+            error.into_response()
+        }
+    }
+}
+
+async fn models(State(front): State<Arc<Front>>) -> Response {
+    axum::Json(response::models(&front.served_name, front.created, front.max_tokens)).into_response()
+}
+
+async fn health(State(front): State<Arc<Front>>) -> Response {
+    match front.admit() {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn unknown_path(request: Request) -> ApiError {
+    ApiError::unknown_path(request.uri().path())
+}
+
+async fn method_not_allowed(request: Request) -> ApiError {
+    ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, axum::Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
