@@ -43,14 +43,58 @@ struct RankLabels {
     rank: u32,
 }
 
-/// All metrics of one pod.
+/// The engine's numbers, as it last told them.
 #[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
+struct EngineGauges {
     running: Gauge,
     waiting: Gauge,
     cached_tokens: Gauge,
     step: Gauge,
+}
+
+impl EngineGauges {
+    fn register(labelled: &mut Registry) -> Self {
+        Self {
+            running: add(
+                labelled,
+                "vllm:num_requests_running",
+                "Requests being computed",
+                Gauge::default(),
+            ),
+            waiting: add(
+                labelled,
+                "vllm:num_requests_waiting",
+                "Requests waiting for room",
+                Gauge::default(),
+            ),
+            cached_tokens: add(
+                labelled,
+                "llama_kv_cache_tokens",
+                "Tokens in the KV cache",
+                Gauge::default(),
+            ),
+            step: add(
+                labelled,
+                "llama_engine_step",
+                "Last step that the engine finished",
+                Gauge::default(),
+            ),
+        }
+    }
+
+    fn set(&self, stats: EngineStats) {
+        self.running.set(stats.running.into());
+        self.waiting.set(stats.waiting.into());
+        self.cached_tokens.set(saturating(stats.cached_tokens));
+        self.step.set(saturating(stats.step));
+    }
+}
+
+/// All metrics of one pod.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    engine: EngineGauges,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     success: Family<FinishLabels, Counter>,
@@ -66,23 +110,65 @@ impl Metrics {
     /// Metrics of a pod that serves `served_name`, all at zero.
     pub fn new(served_name: &str) -> Self {
         let mut registry = Registry::default();
-        let labelled = registry
-            .sub_registry_with_label(("model_name".into(), served_name.to_owned().into()));
+        let labelled =
+            registry.sub_registry_with_label(("model_name".into(), served_name.to_owned().into()));
         let histogram = |buckets: &[f64]| Histogram::new(buckets.iter().copied());
         Self {
-            running: add(labelled, "vllm:num_requests_running", "Requests being computed", Gauge::default()),
-            waiting: add(labelled, "vllm:num_requests_waiting", "Requests waiting for room", Gauge::default()),
-            cached_tokens: add(labelled, "llama_kv_cache_tokens", "Tokens in the KV cache", Gauge::default()),
-            step: add(labelled, "llama_engine_step", "Last step that the engine finished", Gauge::default()),
-            prompt_tokens: add(labelled, "vllm:prompt_tokens", "Tokens of prompts taken", Counter::default()),
-            generation_tokens: add(labelled, "vllm:generation_tokens", "Tokens generated", Counter::default()),
-            success: add(labelled, "vllm:request_success", "Answers completed", Family::default()),
-            refused: add(labelled, "llama_request_errors", "Requests answered with an error, by HTTP status", Family::default()),
-            first_token: add(labelled, "vllm:time_to_first_token_seconds", "From request to first token", histogram(&TTFT_BUCKETS)),
-            inter_token: add(labelled, "vllm:inter_token_latency_seconds", "Between tokens of one answer", histogram(&ITL_BUCKETS)),
-            whole_answer: add(labelled, "vllm:e2e_request_latency_seconds", "From request to last token", histogram(&LATENCY_BUCKETS)),
-            heartbeat_age: add(labelled, "llama_rank_heartbeat_age_seconds", "Time since a rank's last heartbeat", Family::default()),
-            rank_step: add(labelled, "llama_rank_step", "Last step that a rank finished", Family::default()),
+            engine: EngineGauges::register(labelled),
+            prompt_tokens: add(
+                labelled,
+                "vllm:prompt_tokens",
+                "Tokens of prompts taken",
+                Counter::default(),
+            ),
+            generation_tokens: add(
+                labelled,
+                "vllm:generation_tokens",
+                "Tokens generated",
+                Counter::default(),
+            ),
+            success: add(
+                labelled,
+                "vllm:request_success",
+                "Answers completed",
+                Family::default(),
+            ),
+            refused: add(
+                labelled,
+                "llama_request_errors",
+                "Requests answered with an error, by HTTP status",
+                Family::default(),
+            ),
+            first_token: add(
+                labelled,
+                "vllm:time_to_first_token_seconds",
+                "From request to first token",
+                histogram(&TTFT_BUCKETS),
+            ),
+            inter_token: add(
+                labelled,
+                "vllm:inter_token_latency_seconds",
+                "Between tokens of one answer",
+                histogram(&ITL_BUCKETS),
+            ),
+            whole_answer: add(
+                labelled,
+                "vllm:e2e_request_latency_seconds",
+                "From request to last token",
+                histogram(&LATENCY_BUCKETS),
+            ),
+            heartbeat_age: add(
+                labelled,
+                "llama_rank_heartbeat_age_seconds",
+                "Time since a rank's last heartbeat",
+                Family::default(),
+            ),
+            rank_step: add(
+                labelled,
+                "llama_rank_step",
+                "Last step that a rank finished",
+                Family::default(),
+            ),
             registry,
         }
     }
@@ -92,10 +178,7 @@ impl Metrics {
     /// # Errors
     /// When a metric cannot be written as text.
     pub fn render(&self, stats: EngineStats) -> Result<String, std::fmt::Error> {
-        self.running.set(stats.running.into());
-        self.waiting.set(stats.waiting.into());
-        self.cached_tokens.set(saturating(stats.cached_tokens));
-        self.step.set(saturating(stats.step));
+        self.engine.set(stats);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
@@ -109,14 +192,20 @@ impl Metrics {
     /// A token came, `since` its request or the token before.
     pub(crate) fn token(&self, is_first: bool, since: Duration) {
         self.generation_tokens.inc();
-        let histogram = if is_first { &self.first_token } else { &self.inter_token };
+        let histogram = if is_first {
+            &self.first_token
+        } else {
+            &self.inter_token
+        };
         histogram.observe(since.as_secs_f64());
     }
 
     /// An answer is complete, `since` its request.
     pub(crate) fn finished(&self, reason: Finish, since: Duration) {
         let finished_reason = reason.as_str();
-        self.success.get_or_create(&FinishLabels { finished_reason }).inc();
+        self.success
+            .get_or_create(&FinishLabels { finished_reason })
+            .inc();
         self.whole_answer.observe(since.as_secs_f64());
     }
 
@@ -128,7 +217,9 @@ impl Metrics {
     /// A rank of this pod was looked at.
     pub fn rank(&self, rank: u32, heartbeat_age: Duration, step: u64) {
         let labels = RankLabels { rank };
-        self.heartbeat_age.get_or_create(&labels).set(heartbeat_age.as_secs_f64());
+        self.heartbeat_age
+            .get_or_create(&labels)
+            .set(heartbeat_age.as_secs_f64());
         self.rank_step.get_or_create(&labels).set(saturating(step));
     }
 }
@@ -155,7 +246,11 @@ mod tests {
         metrics.token(false, Duration::from_millis(10));
         metrics.finished(Finish::Stop, Duration::from_millis(40));
         metrics.rank(1, Duration::from_millis(50), 9);
-        let stats = EngineStats { running: 2, waiting: 1, ..EngineStats::default() };
+        let stats = EngineStats {
+            running: 2,
+            waiting: 1,
+            ..EngineStats::default()
+        };
         let text = metrics.render(stats).expect("renders");
         for line in [
             "vllm:num_requests_running{model_name=\"m\"} 2",
@@ -173,7 +268,10 @@ mod tests {
                 parts.sort();
                 parts
             };
-            assert!(text.lines().any(|found| sorted(found) == sorted(line)), "{line} not in\n{text}");
+            assert!(
+                text.lines().any(|found| sorted(found) == sorted(line)),
+                "{line} not in\n{text}"
+            );
         }
     }
 }

@@ -176,7 +176,10 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if lock(&self.client.shared).open.remove(&self.id).is_some() {
             // A full outbox means that rank 0 is stuck, and then it is about to be ended.
-            let _ = self.client.outbox.try_send(ToEngine::Cancel { id: self.id });
+            let _ = self
+                .client
+                .outbox
+                .try_send(ToEngine::Cancel { id: self.id });
         }
     }
 }
@@ -275,7 +278,14 @@ mod tests {
         assert_eq!(one.tokens, [10]);
         expect(&mut rank).await;
 
-        say(&mut rank, FromEngine::Token { id: one.id, token: 7 }).await;
+        say(
+            &mut rank,
+            FromEngine::Token {
+                id: one.id,
+                token: 7,
+            },
+        )
+        .await;
         assert_eq!(first.next().await, Some(GenerationEvent::Token(7)));
         drop(second);
         assert_eq!(expect(&mut rank).await, ToEngine::Cancel { id: one.id + 1 });
@@ -305,7 +315,10 @@ mod tests {
             epoch: 0,
         };
         client.fail(report.clone());
-        assert_eq!(open.next().await, Some(GenerationEvent::GroupFailed(Arc::new(report))));
+        assert_eq!(
+            open.next().await,
+            Some(GenerationEvent::GroupFailed(Arc::new(report)))
+        );
         assert_eq!(open.next().await, None);
         assert!(matches!(submit(), Err(SubmitError::GroupFailed(_))));
     }

@@ -171,7 +171,10 @@ mod tests {
         write(&mut stream, &ToEngine::Cancel { id: 7 }).expect("writes");
         let mut input = stream.as_slice();
         assert_eq!(read(&mut input).expect("reads"), Some(submit()));
-        assert_eq!(read(&mut input).expect("reads"), Some(ToEngine::Cancel { id: 7 }));
+        assert_eq!(
+            read(&mut input).expect("reads"),
+            Some(ToEngine::Cancel { id: 7 })
+        );
         assert_eq!(read::<ToEngine>(&mut input).expect("reads"), None);
     }
 

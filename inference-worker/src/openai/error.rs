@@ -81,12 +81,20 @@ impl ApiError {
 
     /// 405: the path exists for other methods.
     pub fn method_not_allowed(method: &str, path: &str) -> Self {
-        Self::new(405, INVALID_REQUEST, format!("{path} does not answer {method}"))
+        Self::new(
+            405,
+            INVALID_REQUEST,
+            format!("{path} does not answer {method}"),
+        )
     }
 
     /// 413: the body is too long.
     pub fn body_too_long(limit: usize) -> Self {
-        Self::new(413, INVALID_REQUEST, format!("the body is longer than {limit} bytes"))
+        Self::new(
+            413,
+            INVALID_REQUEST,
+            format!("the body is longer than {limit} bytes"),
+        )
     }
 
     /// 429: too many requests are open.

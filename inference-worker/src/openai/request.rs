@@ -60,7 +60,10 @@ impl ValidRequest {
         let mut fields = Fields::parse(body)?;
         let messages: Vec<Value> = fields.required("messages")?;
         if messages.is_empty() || messages.len() > MAX_MESSAGES {
-            let message = format!("1 to {MAX_MESSAGES} messages are needed, {} came", messages.len());
+            let message = format!(
+                "1 to {MAX_MESSAGES} messages are needed, {} came",
+                messages.len()
+            );
             return Err(ApiError::invalid_field("messages", &message));
         }
         let messages = messages
@@ -90,7 +93,11 @@ impl ValidRequest {
         Self::finish(fields, prompt, Some(max_tokens))
     }
 
-    fn finish(mut fields: Fields, prompt: Prompt, max_tokens: Option<u32>) -> Result<Self, ApiError> {
+    fn finish(
+        mut fields: Fields,
+        prompt: Prompt,
+        max_tokens: Option<u32>,
+    ) -> Result<Self, ApiError> {
         if max_tokens == Some(0) {
             return Err(ApiError::invalid_field("max_tokens", "must be at least 1"));
         }
@@ -189,11 +196,15 @@ impl Neutral {
     }
 
     fn allows(&self, value: &Value) -> bool {
-        let Self::These(values) = self else { return true };
-        values.iter().any(|neutral| match (neutral.as_f64(), value.as_f64()) {
-            (Some(neutral), Some(value)) => neutral.total_cmp(&value).is_eq(),
-            _ => neutral == value,
-        })
+        let Self::These(values) = self else {
+            return true;
+        };
+        values
+            .iter()
+            .any(|neutral| match (neutral.as_f64(), value.as_f64()) {
+                (Some(neutral), Some(value)) => neutral.total_cmp(&value).is_eq(),
+                _ => neutral == value,
+            })
     }
 }
 
@@ -228,12 +239,17 @@ fn neutral_values(name: &str) -> Option<Neutral> {
 fn chat_message(index: usize, message: Value) -> Result<ChatMessage, ApiError> {
     let place = |field: &str| format!("messages[{index}].{field}");
     let Value::Object(mut fields) = message else {
-        return Err(ApiError::invalid_field(&format!("messages[{index}]"), "must be an object"));
+        return Err(ApiError::invalid_field(
+            &format!("messages[{index}]"),
+            "must be an object",
+        ));
     };
     fields.retain(|_, value| !value.is_null());
-    let role = match fields.remove("role") {
-        Some(Value::String(role)) => role,
-        _ => return Err(ApiError::invalid_field(&place("role"), "is required, as a string")),
+    let Some(Value::String(role)) = fields.remove("role") else {
+        return Err(ApiError::invalid_field(
+            &place("role"),
+            "is required, as a string",
+        ));
     };
     let role = match role.as_str() {
         "system" | "user" | "assistant" => role,
@@ -303,14 +319,18 @@ fn stops(stop: Option<Value>) -> Result<Vec<String>, ApiError> {
     let stops = match stop {
         None => return Ok(Vec::new()),
         Some(Value::String(stop)) => vec![stop],
-        Some(list) => serde_json::from_value(list)
-            .map_err(|_error| ApiError::invalid_field("stop", "must be a string or a list of strings"))?,
+        Some(list) => serde_json::from_value(list).map_err(|_error| {
+            ApiError::invalid_field("stop", "must be a string or a list of strings")
+        })?,
     };
     if stops.len() > MAX_STOPS {
         let message = format!("at most {MAX_STOPS} strings, {} came", stops.len());
         return Err(ApiError::invalid_field("stop", &message));
     }
-    if stops.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+    if stops
+        .iter()
+        .any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES)
+    {
         let message = format!("each string must have 1 to {MAX_STOP_BYTES} bytes");
         return Err(ApiError::invalid_field("stop", &message));
     }
@@ -324,9 +344,14 @@ fn include_usage(options: Option<Value>, stream: bool) -> Result<bool, ApiError>
         #[serde(default)]
         include_usage: bool,
     }
-    let Some(options) = options else { return Ok(false) };
+    let Some(options) = options else {
+        return Ok(false);
+    };
     if !stream {
-        return Err(ApiError::invalid_field("stream_options", "needs stream to be true"));
+        return Err(ApiError::invalid_field(
+            "stream_options",
+            "needs stream to be true",
+        ));
     }
     serde_json::from_value::<StreamOptions>(options)
         .map(|options| options.include_usage)
@@ -355,9 +380,15 @@ mod tests {
     fn defaults_are_openais() {
         let request = chat(json!({})).expect("valid");
         assert_eq!((request.temperature, request.top_p), (1.0, 1.0));
-        assert_eq!((request.max_tokens, request.stream, request.seed), (None, false, None));
+        assert_eq!(
+            (request.max_tokens, request.stream, request.seed),
+            (None, false, None)
+        );
         let body = br#"{"model": "m", "prompt": "x"}"#;
-        assert_eq!(ValidRequest::completion(body).expect("valid").max_tokens, Some(16));
+        assert_eq!(
+            ValidRequest::completion(body).expect("valid").max_tokens,
+            Some(16)
+        );
     }
 
     #[test]
@@ -369,7 +400,10 @@ mod tests {
             "response_format": {"type": "text"}, "tool_choice": "auto",
         }))
         .expect("valid");
-        assert_eq!((request.temperature, request.top_p, request.seed), (0.5, 0.9, Some(u64::MAX)));
+        assert_eq!(
+            (request.temperature, request.top_p, request.seed),
+            (0.5, 0.9, Some(u64::MAX))
+        );
         assert_eq!(request.max_tokens, Some(7));
         assert_eq!(request.stop, ["a", "b"]);
         assert!(request.stream && request.include_usage);
@@ -382,25 +416,46 @@ mod tests {
             (json!({"temperature": "hot"}), "temperature"),
             (json!({"top_p": -0.1}), "top_p"),
             (json!({"max_tokens": 0}), "max_tokens"),
-            (json!({"max_tokens": 1, "max_completion_tokens": 2}), "max_tokens"),
+            (
+                json!({"max_tokens": 1, "max_completion_tokens": 2}),
+                "max_tokens",
+            ),
             (json!({"max_tokens": -1}), "max_tokens"),
             (json!({"n": 2}), "n"),
             (json!({"tools": [{}]}), "tools"),
             (json!({"tool_choice": "required"}), "tool_choice"),
             (json!({"logprobs": true}), "logprobs"),
             (json!({"frequency_penalty": 0.1}), "frequency_penalty"),
-            (json!({"response_format": {"type": "json_object"}}), "response_format"),
+            (
+                json!({"response_format": {"type": "json_object"}}),
+                "response_format",
+            ),
             (json!({"reasoning_effort": "low"}), "reasoning_effort"),
             (json!({"tempratur": 1}), "tempratur"),
             (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
             (json!({"stop": ""}), "stop"),
             (json!({"stream_options": {}}), "stream_options"),
-            (json!({"stream": true, "stream_options": {"x": 1}}), "stream_options"),
+            (
+                json!({"stream": true, "stream_options": {"x": 1}}),
+                "stream_options",
+            ),
             (json!({"messages": []}), "messages"),
-            (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].role"),
-            (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
-            (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0].content"),
-            (json!({"messages": [{"role": "user", "content": "x", "name": "n"}]}), "messages[0].name"),
+            (
+                json!({"messages": [{"role": "tool", "content": "x"}]}),
+                "messages[0].role",
+            ),
+            (
+                json!({"messages": [{"role": "user"}]}),
+                "messages[0].content",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+                "messages[0].content",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x", "name": "n"}]}),
+                "messages[0].name",
+            ),
             (json!({"model": 7}), "model"),
         ] {
             assert_eq!(refused(change), field);
@@ -415,8 +470,13 @@ mod tests {
             {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         ]}))
         .expect("valid");
-        let Prompt::Chat(messages) = request.prompt else { panic!("a chat") };
-        assert_eq!((messages[0].role.as_str(), messages[0].content.as_str()), ("system", "ab"));
+        let Prompt::Chat(messages) = request.prompt else {
+            panic!("a chat")
+        };
+        assert_eq!(
+            (messages[0].role.as_str(), messages[0].content.as_str()),
+            ("system", "ab")
+        );
     }
 
     #[test]
@@ -428,8 +488,17 @@ mod tests {
         assert_eq!(prompt(json!("x")), Ok(Prompt::Text("x".to_owned())));
         assert_eq!(prompt(json!(["x"])), Ok(Prompt::Text("x".to_owned())));
         assert_eq!(prompt(json!([1, 2])), Ok(Prompt::Tokens(vec![1, 2])));
-        for bad in [json!(["x", "y"]), json!([]), json!([[1]]), json!([1, "x"]), json!(7)] {
-            assert_eq!(prompt(bad).expect_err("refused").param.as_deref(), Some("prompt"));
+        for bad in [
+            json!(["x", "y"]),
+            json!([]),
+            json!([[1]]),
+            json!([1, "x"]),
+            json!(7),
+        ] {
+            assert_eq!(
+                prompt(bad).expect_err("refused").param.as_deref(),
+                Some("prompt")
+            );
         }
     }
 }

@@ -67,7 +67,7 @@ impl Answer {
         };
         choice["logprobs"] = Value::Null;
         choice["finish_reason"] = json!(reason.as_str());
-        let mut body = self.envelope(object, json!([choice]));
+        let mut body = self.envelope(object, &json!([choice]));
         body["usage"] = usage.json();
         body
     }
@@ -75,39 +75,39 @@ impl Answer {
     /// The event that opens a stream, where the endpoint has one.
     pub fn opening(&self) -> Option<Value> {
         (self.endpoint == Endpoint::Chat)
-            .then(|| self.chunk(json!({"role": "assistant", "content": ""}), Value::Null))
+            .then(|| self.chunk(&json!({"role": "assistant", "content": ""}), &Value::Null))
     }
 
     /// The event of one piece of text.
     pub fn piece(&self, text: &str) -> Value {
         match self.endpoint {
-            Endpoint::Chat => self.chunk(json!({"content": text}), Value::Null),
-            Endpoint::Completion => self.chunk(json!(text), Value::Null),
+            Endpoint::Chat => self.chunk(&json!({"content": text}), &Value::Null),
+            Endpoint::Completion => self.chunk(&json!(text), &Value::Null),
         }
     }
 
     /// The event that says why the answer ended.
     pub fn closing(&self, reason: Finish) -> Value {
         match self.endpoint {
-            Endpoint::Chat => self.chunk(json!({}), json!(reason.as_str())),
-            Endpoint::Completion => self.chunk(json!(""), json!(reason.as_str())),
+            Endpoint::Chat => self.chunk(&json!({}), &json!(reason.as_str())),
+            Endpoint::Completion => self.chunk(&json!(""), &json!(reason.as_str())),
         }
     }
 
     /// The event with the token counts.
     pub fn usage(&self, usage: Usage) -> Value {
-        let mut event = self.envelope(self.chunk_object(), json!([]));
+        let mut event = self.envelope(self.chunk_object(), &json!([]));
         event["usage"] = usage.json();
         event
     }
 
-    fn chunk(&self, content: Value, reason: Value) -> Value {
+    fn chunk(&self, content: &Value, reason: &Value) -> Value {
         let field = match self.endpoint {
             Endpoint::Chat => "delta",
             Endpoint::Completion => "text",
         };
         let choice = json!({"index": 0, field: content, "logprobs": null, "finish_reason": reason});
-        self.envelope(self.chunk_object(), json!([choice]))
+        self.envelope(self.chunk_object(), &json!([choice]))
     }
 
     fn chunk_object(&self) -> &'static str {
@@ -117,7 +117,7 @@ impl Answer {
         }
     }
 
-    fn envelope(&self, object: &str, choices: Value) -> Value {
+    fn envelope(&self, object: &str, choices: &Value) -> Value {
         json!({
             "id": self.id,
             "object": object,
@@ -157,21 +157,36 @@ mod tests {
 
     #[test]
     fn answers_have_the_shape_that_clients_read() {
-        let usage = Usage { prompt_tokens: 2, completion_tokens: 3 };
+        let usage = Usage {
+            prompt_tokens: 2,
+            completion_tokens: 3,
+        };
         let chat = answer(Endpoint::Chat).whole("hi", Finish::Stop, usage);
-        assert_eq!(chat["choices"][0]["message"], json!({"role": "assistant", "content": "hi"}));
+        assert_eq!(
+            chat["choices"][0]["message"],
+            json!({"role": "assistant", "content": "hi"})
+        );
         assert_eq!(chat["choices"][0]["finish_reason"], "stop");
         assert_eq!(chat["usage"]["total_tokens"], 5);
         let text = answer(Endpoint::Completion).whole("hi", Finish::Length, usage);
-        assert_eq!((&text["choices"][0]["text"], &text["object"]), (&json!("hi"), &json!("text_completion")));
+        assert_eq!(
+            (&text["choices"][0]["text"], &text["object"]),
+            (&json!("hi"), &json!("text_completion"))
+        );
     }
 
     #[test]
     fn streams_open_with_the_role_and_close_with_the_reason() {
         let chat = answer(Endpoint::Chat);
-        assert_eq!(chat.opening().expect("chat opens")["choices"][0]["delta"]["role"], "assistant");
+        assert_eq!(
+            chat.opening().expect("chat opens")["choices"][0]["delta"]["role"],
+            "assistant"
+        );
         assert_eq!(chat.piece("x")["choices"][0]["delta"]["content"], "x");
-        assert_eq!(chat.closing(Finish::Length)["choices"][0]["finish_reason"], "length");
+        assert_eq!(
+            chat.closing(Finish::Length)["choices"][0]["finish_reason"],
+            "length"
+        );
         assert_eq!(chat.usage(Usage::default())["choices"], json!([]));
         assert_eq!(answer(Endpoint::Completion).opening(), None);
     }

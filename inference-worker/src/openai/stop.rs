@@ -1,6 +1,6 @@
 //! Stop strings in text that comes in pieces.
 
-/// Lets text through up to the first stop string. A piece that may be the
+/// Lets text through up to the stop string that is complete first. A piece that may be the
 /// beginning of one is held back until it is known.
 #[derive(Clone, Debug, Default)]
 pub struct StopMatcher {
@@ -29,10 +29,9 @@ impl StopMatcher {
     /// Takes the next piece.
     pub fn push(&mut self, piece: &str) -> Passed {
         self.held.push_str(piece);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = found {
+        if let Some(start) = first_complete(&self.stops, &self.held) {
             let mut text = std::mem::take(&mut self.held);
-            text.truncate(at);
+            text.truncate(start);
             return Passed {
                 text,
                 stopped: true,
@@ -65,6 +64,19 @@ impl StopMatcher {
     }
 }
 
+/// Where the stop string begins that is complete first, the longest of those
+/// that are complete at once; how the text was cut does not change it.
+fn first_complete(stops: &[String], text: &str) -> Option<usize> {
+    stops
+        .iter()
+        .filter_map(|stop| {
+            text.find(stop.as_str())
+                .map(|start| (start + stop.len(), start))
+        })
+        .min()
+        .map(|(_end, start)| start)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,10 +85,34 @@ mod tests {
     #[test]
     fn a_beginning_is_held_back_and_given_up() {
         let mut matcher = StopMatcher::new(vec!["END".to_owned()]);
-        assert_eq!(matcher.push("a E"), Passed { text: "a ".to_owned(), stopped: false });
-        assert_eq!(matcher.push("N"), Passed { text: String::new(), stopped: false });
-        assert_eq!(matcher.push("x"), Passed { text: "ENx".to_owned(), stopped: false });
-        assert_eq!(matcher.push("yENDz"), Passed { text: "y".to_owned(), stopped: true });
+        assert_eq!(
+            matcher.push("a E"),
+            Passed {
+                text: "a ".to_owned(),
+                stopped: false
+            }
+        );
+        assert_eq!(
+            matcher.push("N"),
+            Passed {
+                text: String::new(),
+                stopped: false
+            }
+        );
+        assert_eq!(
+            matcher.push("x"),
+            Passed {
+                text: "ENx".to_owned(),
+                stopped: false
+            }
+        );
+        assert_eq!(
+            matcher.push("yENDz"),
+            Passed {
+                text: "y".to_owned(),
+                stopped: true
+            }
+        );
     }
 
     proptest! {
@@ -87,7 +123,7 @@ mod tests {
             stops in proptest::collection::vec("[abé]{1,3}", 0..3),
             cuts in proptest::collection::vec(1_usize..4, 0..30),
         ) {
-            let end = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+            let end = first_complete(&stops, &text);
             let mut matcher = StopMatcher::new(stops);
             let mut shown = String::new();
             let mut stopped = false;

@@ -39,7 +39,11 @@ pub(super) async fn answer(
     };
     let answer = Answer {
         endpoint,
-        id: format!("{}{:016x}", endpoint.id_prefix(), RandomState::new().hash_one(body.len())),
+        id: format!(
+            "{}{:016x}",
+            endpoint.id_prefix(),
+            RandomState::new().hash_one(body.len())
+        ),
         created: unix_seconds(),
         model: request.model.clone(),
     };
@@ -115,9 +119,15 @@ impl Events {
                     }
                 }
                 Next::Wait => self.next = Next::Text(self.text.next().await),
-                Next::Text(TextEvent::Piece(piece)) => return Some(data(&self.answer.piece(&piece))),
+                Next::Text(TextEvent::Piece(piece)) => {
+                    return Some(data(&self.answer.piece(&piece)));
+                }
                 Next::Text(TextEvent::Finished(reason)) => {
-                    self.next = if self.include_usage { Next::Usage } else { Next::Done };
+                    self.next = if self.include_usage {
+                        Next::Usage
+                    } else {
+                        Next::Done
+                    };
                     return Some(data(&self.answer.closing(reason)));
                 }
                 Next::Text(TextEvent::Failed(error)) => {

@@ -11,8 +11,8 @@ use super::{Front, group_failed};
 use crate::engine::{Generation, GenerationEvent, SubmitError};
 use crate::metrics::Metrics;
 use crate::openai::response::Usage;
-use crate::scheduler::{Finish, Refusal};
 use crate::openai::{ApiError, Prompt, StopMatcher, ValidRequest};
+use crate::scheduler::{Finish, Refusal};
 
 /// What an answer's text does next.
 #[derive(Debug)]
@@ -48,10 +48,16 @@ pub(super) struct TextStream {
 /// # Errors
 /// When it names another model, does not fit the context, or too many requests
 /// are open.
-pub(super) async fn start(front: &Arc<Front>, request: ValidRequest) -> Result<TextStream, ApiError> {
+pub(super) async fn start(
+    front: &Arc<Front>,
+    request: ValidRequest,
+) -> Result<TextStream, ApiError> {
     let begun = Instant::now();
     if request.model != front.served_name {
-        return Err(ApiError::model_not_found(&request.model, &front.served_name));
+        return Err(ApiError::model_not_found(
+            &request.model,
+            &front.served_name,
+        ));
     }
     let permit = Arc::clone(&front.permits)
         .try_acquire_owned()
@@ -123,7 +129,9 @@ fn answer_limit(prompt: usize, wanted: Option<u32>, max_tokens: u32) -> Result<u
     if prompt == 0 {
         return Err(ApiError::invalid("the prompt is empty"));
     }
-    let room = u32::try_from(prompt).ok().and_then(|prompt| max_tokens.checked_sub(prompt));
+    let room = u32::try_from(prompt)
+        .ok()
+        .and_then(|prompt| max_tokens.checked_sub(prompt));
     match (room, wanted) {
         (None | Some(0), _) => Err(ApiError::context_length(prompt, max_tokens)),
         (Some(room), Some(wanted)) if wanted > room => Err(ApiError {
@@ -218,7 +226,10 @@ mod tests {
         assert_eq!(answer_limit(10, Some(6), 16), Ok(6));
         let too_much = answer_limit(10, Some(7), 16).expect_err("refused");
         assert_eq!(too_much.code, Some("context_length_exceeded"));
-        assert!(too_much.message.contains("10 tokens and max_tokens is 7"), "{too_much}");
+        assert!(
+            too_much.message.contains("10 tokens and max_tokens is 7"),
+            "{too_much}"
+        );
         assert_eq!(answer_limit(16, None, 16).expect_err("refused").status, 400);
         assert_eq!(answer_limit(0, None, 16).expect_err("refused").status, 400);
     }

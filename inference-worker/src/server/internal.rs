@@ -51,6 +51,8 @@ async fn health(State(inspect): State<Arc<dyn Inspect>>) -> Response {
 async fn metrics(State(inspect): State<Arc<dyn Inspect>>) -> Response {
     match inspect.metrics().render(inspect.stats()) {
         Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(_error) => ApiError::failed("the metrics cannot be written", "metrics_failed").into_response(),
+        Err(_error) => {
+            ApiError::failed("the metrics cannot be written", "metrics_failed").into_response()
+        }
     }
 }

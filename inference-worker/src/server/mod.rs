@@ -155,7 +155,12 @@ async fn respond(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Res
 }
 
 async fn models(State(front): State<Arc<Front>>) -> Response {
-    axum::Json(response::models(&front.served_name, front.created, front.max_tokens)).into_response()
+    axum::Json(response::models(
+        &front.served_name,
+        front.created,
+        front.max_tokens,
+    ))
+    .into_response()
 }
 
 async fn health(State(front): State<Arc<Front>>) -> Response {
@@ -178,12 +183,16 @@ impl IntoResponse for ApiError {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, axum::Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
 }
 
 fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
