@@ -1,6 +1,6 @@
 """Asks one question of an OpenAI-compatible server and prints the answer as it streams.
 
-Usage: ask.py BASE_URL MODEL QUESTION
+Usage: ask.py BASE_URL MODEL QUESTION [MAX_TOKENS]
 
 Needs nothing but Python's standard library. Exits 1 with the server's message when
 the server answers with an error.
@@ -14,11 +14,11 @@ import urllib.request
 
 
 def main() -> int:
-    base_url, model, question = sys.argv[1:]
+    base_url, model, question = sys.argv[1:4]
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
-        "max_tokens": 160,
+        "max_tokens": int(sys.argv[4]) if len(sys.argv) > 4 else 160,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},

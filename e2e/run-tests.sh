@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Runs tests and says at the end what ran, and what did not and why.
+#
+#   run-tests.sh unit         everything that needs no cluster
+#   run-tests.sh e2e          the end-to-end tests, on a cluster of their own
+#   run-tests.sh unit e2e     both
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CACHE=${LLAMA_CACHE:?say where the cache is}
+TARGET=${CARGO_TARGET_DIR:-target}
+LLAMA_CLUSTER=$TARGET/release/llama-cluster
+IMAGES=$TARGET/images
+NAME=llama-e2e
+SUMMARY=${LLAMA_TEST_SUMMARY:-$TARGET/test-summary.txt}
+END_TO_END='package(llama-e2e) and kind(test)'
+
+note() { printf '%s\n' "$*" | tee -a "$SUMMARY"; }
+
+# What the cluster needs that this machine may not have.
+why_no_cluster() {
+    if [ -n "${LLAMA_CLUSTER_KUBECONFIG:-}" ]; then return; fi
+    if docker info >/dev/null 2>&1; then return; fi
+    [ "$(uname -s)" = Linux ] || { echo "no Docker engine answers and this is not Linux"; return; }
+    [ "$(id -u)" -eq 0 ] || echo "no Docker engine answers and this is not root"
+}
+
+# The programs of a control plane, for tests against the real API server.
+components() {
+    [ -n "$(why_no_cluster)" ] && return
+    cargo build --quiet --locked --release -p llama-e2e
+    "$LLAMA_CLUSTER" build
+}
+
+unit() {
+    components
+    e2e/fetch-model.sh "$LLAMA_TEST_MODEL"
+    cargo nextest run --locked --workspace -E "not ($END_TO_END)"
+    note "ran      unit, property, golden and real-model tests"
+    if [ -n "${LLAMA_COMPONENTS_DIR:-}" ]; then
+        note "ran      operator against a real API server"
+    else
+        note "skipped  operator against a real API server: $(why_no_cluster)"
+    fi
+}
+
+end_to_end() {
+    local reason
+    reason=$(why_no_cluster)
+    if [ -n "$reason" ]; then
+        note "skipped  end-to-end tests: $reason"
+        return
+    fi
+    e2e/images.sh
+    trap '"$LLAMA_CLUSTER" --name "$NAME" down' EXIT
+    "$LLAMA_CLUSTER" --name "$NAME" up
+    "$LLAMA_CLUSTER" --name "$NAME" load-image "$IMAGES"/{operator,worker,smollm2-135m-instruct}.tar
+    [ -x "$CACHE/openai/bin/python" ] || {
+        rm -rf "$CACHE/openai"
+        python3 -m venv "$CACHE/openai"
+        "$CACHE/openai/bin/pip" install -q openai==3.54.0
+    }
+    LLAMA_E2E_CLUSTER=$NAME LLAMA_E2E_OPENAI_PYTHON=$CACHE/openai/bin/python \
+        cargo nextest run --locked -p llama-e2e -E "$END_TO_END"
+    note "ran      end-to-end tests on a cluster of their own"
+}
+
+: >>"$SUMMARY"
+for stage in "$@"; do
+    case $stage in
+    unit) unit ;;
+    e2e) end_to_end ;;
+    *)
+        echo "run-tests.sh: say unit, e2e or both" >&2
+        exit 1
+        ;;
+    esac
+done
