@@ -11,43 +11,56 @@ use support::{MODEL_FILE, Place, SAID_WITHIN, condition, deployment, place};
 /// How long a refused group is watched for restarts.
 const QUIET_FOR: Duration = Duration::from_secs(12);
 
+/// What a case changes in a good LlamaDeployment.
+type Change = fn(&mut Value);
+
 #[tokio::test]
 async fn the_api_server_refuses_what_the_schema_can_tell() -> anyhow::Result<()> {
     let Some(place) = place("e2e-schema").await? else {
         return Ok(());
     };
-    let cases: [(&str, fn(&mut Value), &str); 6] = [
+    let cases: [(&str, Change, &str); 6] = [
         (
             "two sources",
             |object| {
                 object["spec"]["model"]["source"]["pvc"] =
-                    json!({"claimName": "c", "path": "m.gguf"})
+                    json!({"claimName": "c", "path": "m.gguf"});
             },
             "exactly one",
         ),
         (
             "no source",
-            |object| object["spec"]["model"]["source"] = json!({}),
+            |object| {
+                object["spec"]["model"]["source"] = json!({});
+            },
             "exactly one",
         ),
         (
             "ranks that do not divide",
-            |object| object["spec"]["parallelism"] = json!({"tensor": 3, "nodes": 2}),
+            |object| {
+                object["spec"]["parallelism"] = json!({"tensor": 3, "nodes": 2});
+            },
             "nodes",
         ),
         (
             "no memory",
-            |object| object["spec"]["resources"]["memory"] = json!("0"),
+            |object| {
+                object["spec"]["resources"]["memory"] = json!("0");
+            },
             "memory",
         ),
         (
             "a GPU on CPU",
-            |object| object["spec"]["resources"]["gpu"] = json!({"resourceName": "nvidia.com/gpu"}),
+            |object| {
+                object["spec"]["resources"]["gpu"] = json!({"resourceName": "nvidia.com/gpu"});
+            },
             "gpu",
         ),
         (
             "no accelerator",
-            |object| object["spec"]["resources"]["accelerator"] = json!("Tpu"),
+            |object| {
+                object["spec"]["resources"]["accelerator"] = json!("Tpu");
+            },
             "accelerator",
         ),
     ];
@@ -66,24 +79,28 @@ async fn the_operator_says_what_the_schema_cannot_tell() -> anyhow::Result<()> {
     let Some(place) = place("e2e-refusals").await? else {
         return Ok(());
     };
-    let cases: [(&str, fn(&mut Value), &str, &[&str]); 5] = [
+    let cases: [(&str, Change, &str, &[&str]); 5] = [
         (
             "layout",
-            |object| object["spec"]["parallelism"]["tensor"] = json!(2),
+            |object| {
+                object["spec"]["parallelism"]["tensor"] = json!(2);
+            },
             "InvalidLayout",
             &["2", "9"],
         ),
         (
             "missing-file",
             |object| {
-                object["spec"]["model"]["source"]["image"]["path"] = json!("/models/none.gguf")
+                object["spec"]["model"]["source"]["image"]["path"] = json!("/models/none.gguf");
             },
             "ModelNotFound",
             &["/models/none.gguf", MODEL_FILE],
         ),
         (
             "little-memory",
-            |object| object["spec"]["resources"]["memory"] = json!("160Mi"),
+            |object| {
+                object["spec"]["resources"]["memory"] = json!("160Mi");
+            },
             "InsufficientMemory",
             &["memory"],
         ),
@@ -91,7 +108,7 @@ async fn the_operator_says_what_the_schema_cannot_tell() -> anyhow::Result<()> {
             "missing-image",
             |object| {
                 object["spec"]["model"]["source"]["image"]["reference"] =
-                    json!("llama-operator/none:0")
+                    json!("llama-operator/none:0");
             },
             "",
             &["llama-operator/none:0"],
