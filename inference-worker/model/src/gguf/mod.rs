@@ -7,6 +7,7 @@ mod types;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use types::{GgmlType, TensorInfo, Value};
 
@@ -25,7 +26,7 @@ const LISTED_FILES: usize = 8;
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
     metadata: BTreeMap<String, Value>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
@@ -51,7 +52,7 @@ impl Gguf {
                 path.display()
             )));
         }
-        let mapping = Mapping::new(&file).map_err(io)?;
+        let mapping = Arc::new(Mapping::new(&file).map_err(io)?);
         let header = header::parse(&path.display().to_string(), mapping.bytes())?;
         let mut by_name = HashMap::new();
         for (index, tensor) in header.tensors.iter().enumerate() {
@@ -97,15 +98,17 @@ impl Gguf {
         self.by_name.get(name).map(|&index| &self.tensors[index])
     }
 
-    /// The bytes of a tensor of this file; empty for one of another file that
-    /// does not fit this one.
-    pub fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        let range = usize::try_from(tensor.start)
-            .ok()
-            .zip(usize::try_from(tensor.start + tensor.bytes).ok());
-        range
-            .and_then(|(start, end)| self.mapping.bytes().get(start..end))
-            .unwrap_or_default()
+    /// The bytes of a tensor of this file.
+    pub(crate) fn bytes(&self, tensor: &TensorInfo) -> &[u8] {
+        bytes_of(&self.mapping, tensor)
+    }
+
+    /// The bytes of a tensor of this file, for longer than `self` lives.
+    pub(crate) fn shared_bytes(&self, tensor: &TensorInfo) -> SharedBytes {
+        SharedBytes {
+            mapping: Arc::clone(&self.mapping),
+            tensor: tensor.clone(),
+        }
     }
 
     /// Gives pages of the file that this process has read back to the system.
@@ -195,6 +198,29 @@ impl Gguf {
     pub(crate) fn unsupported(&self, what: &str) -> ModelError {
         ModelError::Unsupported(format!("{}: {what}", self.path.display()))
     }
+}
+
+/// The bytes of one tensor, which keep the file mapped.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedBytes {
+    mapping: Arc<Mapping>,
+    tensor: TensorInfo,
+}
+
+impl SharedBytes {
+    /// The bytes.
+    pub(crate) fn get(&self) -> &[u8] {
+        bytes_of(&self.mapping, &self.tensor)
+    }
+}
+
+/// The bytes of `tensor`, whose place was checked when the file was opened.
+fn bytes_of<'a>(mapping: &'a Mapping, tensor: &TensorInfo) -> &'a [u8] {
+    usize::try_from(tensor.start)
+        .ok()
+        .zip(usize::try_from(tensor.start + tensor.bytes).ok())
+        .and_then(|(start, end)| mapping.bytes().get(start..end))
+        .unwrap_or_default()
 }
 
 /// The file that `path` means: itself, or the only GGUF in that folder.

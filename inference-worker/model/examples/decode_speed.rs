@@ -1,0 +1,84 @@
+//! Measures one process, all of the model: prefill and decode in tokens a second,
+//! as one line of JSON.
+//!
+//! `decode_speed MODEL.gguf [THREADS [PROMPT_TOKENS [DECODE_TOKENS]]]`
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use llama_model::{Gguf, Llama, LoadOptions, LocalCollective, Segment, StepModel};
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(report) => {
+            #[expect(clippy::print_stdout, reason = "the report is this program's output")]
+            {
+                println!("{report}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("decode_speed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let model_path = arguments.first().ok_or("name a GGUF file")?;
+    let number = |at: usize, default: usize| {
+        arguments
+            .get(at)
+            .map_or(Ok(default), |text| text.parse::<usize>())
+    };
+    let (threads, prompt, decode) = (number(1, 1)?, number(2, 512)?, number(3, 128)?);
+
+    let started = Instant::now();
+    let gguf = Gguf::open(Path::new(model_path))?;
+    let options = LoadOptions {
+        rank: 0,
+        world: 1,
+        threads,
+        slots: 1,
+        max_tokens: prompt + decode,
+    };
+    let mut model = Llama::load(&gguf, &options, &|_, _| {})?;
+    let load = started.elapsed();
+
+    let vocab = u32::try_from(model.vocab_size())?;
+    let tokens: Vec<u32> = (0..u32::try_from(prompt)?)
+        .map(|i| i * 7919 % vocab)
+        .collect();
+    let mut step = |start: usize, tokens: Vec<u32>| -> Result<(), Box<dyn std::error::Error>> {
+        let segment = Segment {
+            slot: 0,
+            start: u32::try_from(start)?,
+            tokens,
+            wants_logits: true,
+        };
+        model.step(&[segment], &mut LocalCollective)?;
+        Ok(())
+    };
+    // Once through unmeasured, so that every page is there.
+    step(0, tokens.clone())?;
+    let started = Instant::now();
+    step(0, tokens)?;
+    let prefill = started.elapsed();
+    let started = Instant::now();
+    for at in 0..decode {
+        step(prompt + at, vec![u32::try_from(at)? % vocab])?;
+    }
+    let decoding = started.elapsed();
+    Ok(serde_json::json!({
+        "model": gguf.path().file_name().map(|name| name.to_string_lossy()),
+        "isa": model.isa().name(),
+        "threads": threads,
+        "load_seconds": load.as_secs_f64(),
+        "prefill_tokens": prompt,
+        "prefill_tokens_per_second": prompt as f64 / prefill.as_secs_f64(),
+        "decode_tokens": decode,
+        "decode_tokens_per_second": decode as f64 / decoding.as_secs_f64(),
+    }))
+}

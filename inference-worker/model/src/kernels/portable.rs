@@ -1,0 +1,36 @@
+//! Kernels for CPUs that have no vector kernels here: plain Rust.
+
+use super::{Isa, Level, Rows, scalar, vector};
+
+/// See [`Isa::available`].
+pub(super) fn available() -> Vec<Isa> {
+    vec![Isa(Level::Scalar)]
+}
+
+/// Multiplies each row of `x` with every row of `rows`: `out[m · out_stride + n]`
+/// is the product of activation row m and weight row n.
+pub(crate) fn matmul(_isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_stride: usize) {
+    rows.check(x, out, out_stride);
+    scalar::matmul(rows, x, out, out_stride);
+}
+
+/// Adds to each of the `M` rows of `out` the rows of `values`, weighted by its
+/// own weights, in order.
+pub(crate) fn weighted_sum<const M: usize>(
+    _isa: Isa,
+    weights: [&[f32]; M],
+    values: &[f32],
+    out: &mut [f32],
+) {
+    scalar::weighted_sum(weights, values, out);
+}
+
+/// Replaces `gate` by `silu(gate) · up`.
+pub(crate) fn silu_mul(_isa: Isa, gate: &mut [f32], up: &[f32]) {
+    vector::silu_mul(gate, up);
+}
+
+/// Replaces `scores` by `softmax(scale · scores)`.
+pub(crate) fn softmax(_isa: Isa, scores: &mut [f32], scale: f32) {
+    vector::softmax(scores, scale);
+}

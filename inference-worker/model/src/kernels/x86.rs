@@ -1,0 +1,146 @@
+//! Chooses kernels by the instructions that an x86-64 CPU has.
+
+#![allow(
+    unsafe_code,
+    reason = "calls functions that are built for chosen instructions"
+)]
+
+use super::avx2::{self, Avx2};
+use super::avx512::{self, Avx512};
+use super::{Format, Isa, Level, Rows, scalar, simd, vector};
+
+/// See [`Isa::available`].
+pub(super) fn available() -> Vec<Isa> {
+    let mut found = vec![Isa(Level::Scalar)];
+    if std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("fma")
+        && std::arch::is_x86_feature_detected!("f16c")
+    {
+        found.push(Isa(Level::Avx2));
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            found.push(Isa(Level::Avx512));
+        }
+    }
+    found
+}
+
+/// Multiplies each row of `x` with every row of `rows`: `out[m · out_stride + n]`
+/// is the product of activation row m and weight row n.
+pub(crate) fn matmul(isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_stride: usize) {
+    rows.check(x, out, out_stride);
+    if x.is_empty() {
+        return;
+    }
+    match isa.0 {
+        Level::Scalar => scalar::matmul(rows, x, out, out_stride),
+        // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
+        Level::Avx2 => unsafe { matmul_avx2(rows, x, out, out_stride) },
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { matmul_avx512(rows, x, out, out_stride) },
+    }
+}
+
+/// Adds to each of the `M` rows of `out` the rows of `values`, weighted by its
+/// own weights, in order.
+pub(crate) fn weighted_sum<const M: usize>(
+    isa: Isa,
+    weights: [&[f32]; M],
+    values: &[f32],
+    out: &mut [f32],
+) {
+    let width = out.len() / M;
+    assert!(
+        width > 0 && width.is_multiple_of(super::BLOCK) && width * M == out.len(),
+        "whole blocks"
+    );
+    let count = values.len() / width;
+    assert!(
+        weights.iter().all(|weights| weights.len() >= count),
+        "a weight for every value"
+    );
+    match isa.0 {
+        Level::Scalar => scalar::weighted_sum(weights, values, out),
+        // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
+        Level::Avx2 => unsafe { weighted_sum_avx2(weights, values, out) },
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { weighted_sum_avx512(weights, values, out) },
+    }
+}
+
+/// Replaces `gate` by `silu(gate) · up`.
+pub(crate) fn silu_mul(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    match isa.0 {
+        Level::Scalar => vector::silu_mul(gate, up),
+        // SAFETY: an `Isa` exists only where its instructions do.
+        Level::Avx2 => unsafe { silu_mul_avx2(gate, up) },
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { silu_mul_avx512(gate, up) },
+    }
+}
+
+/// Replaces `scores` by `softmax(scale · scores)`.
+pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
+    match isa.0 {
+        Level::Scalar => vector::softmax(scores, scale),
+        // SAFETY: an `Isa` exists only where its instructions do.
+        Level::Avx2 => unsafe { softmax_avx2(scores, scale) },
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { softmax_avx512(scores, scale) },
+    }
+}
+
+/// The functions of one instruction set.
+macro_rules! build_for {
+    ($features:literal, $simd:ty, $formats:ident, $matmul:ident, $weighted_sum:ident, $silu_mul:ident, $softmax:ident) => {
+        #[target_feature(enable = $features)]
+        fn $matmul(rows: &Rows<'_>, x: &[f32], out: &mut [f32], stride: usize) {
+            // SAFETY: this function is built for the instructions, and the
+            // callers above have checked the sizes.
+            unsafe {
+                match rows.format {
+                    Format::F32 => simd::matmul::<$simd, $formats::F32>(rows, x, out, stride),
+                    Format::F16 => simd::matmul::<$simd, $formats::F16>(rows, x, out, stride),
+                    Format::Bf16 => simd::matmul::<$simd, $formats::Bf16>(rows, x, out, stride),
+                    Format::Q4_0 => simd::matmul::<$simd, $formats::Q4_0>(rows, x, out, stride),
+                    Format::Q4_1 => simd::matmul::<$simd, $formats::Q4_1>(rows, x, out, stride),
+                    Format::Q8_0 => simd::matmul::<$simd, $formats::Q8_0>(rows, x, out, stride),
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        fn $weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f32], out: &mut [f32]) {
+            // SAFETY: as above.
+            unsafe { simd::weighted_sum::<$simd, M>(weights, values, out) }
+        }
+
+        #[target_feature(enable = $features)]
+        fn $silu_mul(gate: &mut [f32], up: &[f32]) {
+            vector::silu_mul(gate, up);
+        }
+
+        #[target_feature(enable = $features)]
+        fn $softmax(scores: &mut [f32], scale: f32) {
+            vector::softmax(scores, scale);
+        }
+    };
+}
+
+build_for!(
+    "avx2,fma,f16c",
+    Avx2,
+    avx2,
+    matmul_avx2,
+    weighted_sum_avx2,
+    silu_mul_avx2,
+    softmax_avx2
+);
+build_for!(
+    "avx512f,avx2,fma,f16c",
+    Avx512,
+    avx512,
+    matmul_avx512,
+    weighted_sum_avx512,
+    silu_mul_avx512,
+    softmax_avx512
+);

@@ -1,0 +1,287 @@
+//! The model's operations as custom operations of candle.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
+};
+
+use crate::collective::{Collective, CollectiveError};
+use crate::kernels::{self, Format, Isa, Rows};
+use crate::step::StepError;
+use crate::threads::Threads;
+
+/// Activation rows that one pass over the weights takes: few enough to stay in
+/// the second-level cache while weight rows stream by.
+const BATCH_ROWS: usize = 64;
+/// Multiplications below which one thread is faster than several.
+const ALONE_BELOW: usize = 1 << 18;
+/// Pieces of work for each thread, so that a thread that was held up leaves
+/// pieces to the others.
+const PIECES_PER_THREAD: usize = 4;
+/// Weight rows that a kernel takes together.
+const ROW_STEP: usize = 4;
+
+/// The values of a contiguous f32 tensor.
+pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("a tensor of {:?} is not contiguous", layout.shape());
+    };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// A matrix in the storage type of the file, which multiplies f32 activations:
+/// `[m, columns]` becomes `[m, rows]`.
+#[derive(Clone, Debug)]
+pub struct QuantLinear {
+    /// `[rows, bytes of a row]`, as in the file.
+    weight: Tensor,
+    format: Format,
+    columns: usize,
+    stretch: usize,
+    isa: Isa,
+    threads: Arc<Threads>,
+}
+
+impl QuantLinear {
+    /// A matrix of `columns` columns; `weight` holds the bytes of its rows, and
+    /// `stretch` is that of [`Rows`].
+    pub(crate) fn new(
+        weight: Tensor,
+        (format, columns, stretch): (Format, usize, usize),
+        isa: Isa,
+        threads: Arc<Threads>,
+    ) -> Self {
+        Self {
+            weight,
+            format,
+            columns,
+            stretch,
+            isa,
+            threads,
+        }
+    }
+
+    /// Multiplies `[m, columns]`.
+    ///
+    /// # Errors
+    /// When the shape does not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op1_no_bwd(self)
+    }
+
+    fn rows_of<'a>(&self, bytes: &'a [u8]) -> Rows<'a> {
+        Rows {
+            format: self.format,
+            bytes,
+            columns: self.columns,
+            stretch: self.stretch,
+        }
+    }
+
+    fn multiply(&self, bytes: &[u8], x: &[f32]) -> Vec<f32> {
+        let rows = self.rows_of(bytes);
+        let (count, batch) = (rows.count(), x.len() / self.columns);
+        let mut out = vec![0.0; count * batch];
+        if self.threads.count() == 1 || count * x.len() < ALONE_BELOW {
+            self.multiply_here(&rows, x, &mut out);
+            return out;
+        }
+        let pieces = self.threads.count() * PIECES_PER_THREAD;
+        let step = count.div_ceil(pieces).next_multiple_of(ROW_STEP);
+        let starts: Vec<usize> = (0..count).step_by(step).collect();
+        let row_bytes = self.format.row_bytes(self.columns);
+        let parts = self.threads.map(&starts, |&start| {
+            let end = (start + step).min(count);
+            let rows = self.rows_of(&bytes[start * row_bytes..end * row_bytes]);
+            let mut part = vec![0.0; rows.count() * batch];
+            self.multiply_here(&rows, x, &mut part);
+            part
+        });
+        for (start, part) in starts.iter().zip(&parts) {
+            let width = part.len() / batch;
+            for (out, part) in out.chunks_exact_mut(count).zip(part.chunks_exact(width)) {
+                out[*start..start + width].copy_from_slice(part);
+            }
+        }
+        out
+    }
+
+    fn multiply_here(&self, rows: &Rows<'_>, x: &[f32], out: &mut [f32]) {
+        let count = rows.count();
+        for (x, out) in x
+            .chunks(BATCH_ROWS * self.columns)
+            .zip(out.chunks_mut(BATCH_ROWS * count))
+        {
+            kernels::matmul(self.isa, rows, x, out, count);
+        }
+    }
+}
+
+impl CustomOp1 for QuantLinear {
+    fn name(&self) -> &'static str {
+        "quant-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, columns) = layout.shape().dims2()?;
+        if columns != self.columns {
+            candle_core::bail!("{columns} values for a matrix of {} columns", self.columns);
+        }
+        let x = values(storage, layout)?;
+        let (weight, weight_layout) = self.weight.storage_and_layout();
+        let Storage::Cpu(weight) = &*weight else {
+            candle_core::bail!("weights are not in main memory");
+        };
+        let bytes = &weight.as_slice::<u8>()?[weight_layout.start_offset()..];
+        let out = self.multiply(bytes, x);
+        let rows = self.weight.dim(0)?;
+        Ok((CpuStorage::F32(out), Shape::from((batch, rows))))
+    }
+}
+
+/// `RMSNorm` (Zhang and Sennrich 2019): each row divided by its root mean square,
+/// times a weight a column.
+#[derive(Clone, Debug)]
+pub(crate) struct RmsNorm {
+    weight: Tensor,
+    epsilon: f32,
+}
+
+impl RmsNorm {
+    /// With `weight` of shape `[columns]`.
+    pub(crate) fn new(weight: Tensor, epsilon: f32) -> Self {
+        Self { weight, epsilon }
+    }
+
+    /// Normalizes `[m, columns]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.apply_op2_no_bwd(&self.weight, self)
+    }
+}
+
+impl CustomOp2 for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = values(x, x_layout)?.to_vec();
+        let weight = values(weight, weight_layout)?;
+        for row in out.chunks_exact_mut(weight.len()) {
+            let scale = 1.0 / (kernels::mean_square(row) + self.epsilon).sqrt();
+            for (value, weight) in row.iter_mut().zip(weight) {
+                *value = *value * scale * weight;
+            }
+        }
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+}
+
+/// `silu(gate) · up` of two tensors of one shape.
+#[derive(Debug)]
+pub(crate) struct SiluMul(pub(crate) Isa);
+
+impl CustomOp2 for SiluMul {
+    fn name(&self) -> &'static str {
+        "silu-mul"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = values(gate, gate_layout)?.to_vec();
+        kernels::silu_mul(self.0, &mut out, values(up, up_layout)?);
+        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
+    }
+}
+
+/// The group's collectives during one step, as operations on tensors.
+pub(crate) struct Reduce<'a> {
+    collective: RefCell<&'a mut dyn Collective>,
+    failure: RefCell<Option<CollectiveError>>,
+}
+
+impl<'a> Reduce<'a> {
+    /// For one step.
+    pub(crate) fn new(collective: &'a mut dyn Collective) -> Self {
+        Self {
+            collective: RefCell::new(collective),
+            failure: RefCell::new(None),
+        }
+    }
+
+    /// Replaces `partial` by its sum over all ranks.
+    pub(crate) fn sum(&self, partial: &Tensor) -> std::result::Result<(), StepError> {
+        partial
+            .inplace_op1(self)
+            .map_err(|error| match self.failure.take() {
+                Some(failure) => StepError::Collective(failure),
+                None => StepError::Compute(error),
+            })
+    }
+
+    /// Rows whose columns are spread over ranks, `[m, columns of this rank]`, as
+    /// whole rows; rank r has the columns `ranges[r]`.
+    pub(crate) fn gather_rows(
+        &self,
+        part: &Tensor,
+        ranges: &[Range<usize>],
+    ) -> std::result::Result<Vec<Vec<f32>>, StepError> {
+        let (rows, _) = part.dims2().map_err(StepError::Compute)?;
+        let part: Vec<f32> = part
+            .flatten_all()
+            .and_then(|part| part.to_vec1())
+            .map_err(StepError::Compute)?;
+        let lens: Vec<usize> = ranges.iter().map(|range| range.len() * rows).collect();
+        let columns = ranges.last().map_or(0, |range| range.end);
+        let mut all = vec![0.0; columns * rows];
+        self.collective
+            .borrow_mut()
+            .all_gather(&part, &lens, &mut all)?;
+        let mut whole = vec![Vec::with_capacity(columns); rows];
+        let mut rest = all.as_slice();
+        for range in ranges {
+            let (part, behind) = rest.split_at(range.len() * rows);
+            for (row, part) in whole.iter_mut().zip(part.chunks_exact(range.len())) {
+                row.extend_from_slice(part);
+            }
+            rest = behind;
+        }
+        Ok(whole)
+    }
+}
+
+impl InplaceOp1 for Reduce<'_> {
+    fn name(&self) -> &'static str {
+        "all-reduce"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("partial sums are not contiguous f32");
+        };
+        let sum = self
+            .collective
+            .borrow_mut()
+            .all_reduce_sum(&mut data[start..end]);
+        sum.map_err(|failure| {
+            let error = candle_core::Error::msg(failure.clone());
+            self.failure.replace(Some(failure));
+            error
+        })
+    }
+}
