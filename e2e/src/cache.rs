@@ -45,6 +45,11 @@ impl Cache {
         self.0.join("components")
     }
 
+    /// Links to the components' programs as they were built last.
+    pub fn programs(&self) -> PathBuf {
+        self.components().join("bin")
+    }
+
     /// Programs installed for development.
     pub fn tools(&self) -> PathBuf {
         self.0.join("tools/bin")

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -148,7 +149,32 @@ pub async fn build(cache: &Cache, components: &[Component]) -> Result<Programs, 
                 .map(|(name, _)| finished.join(name)),
         );
     }
+    link(&programs, &cache.programs())?;
     Ok(Programs(programs))
+}
+
+/// Makes `folder` hold a link to each of `programs`, for use from outside.
+fn link(programs: &[PathBuf], folder: &Path) -> Result<(), ComponentError> {
+    fs::create_dir_all(folder).map_err(file_error(folder))?;
+    for program in programs {
+        let link = folder.join(program.file_name().unwrap_or_default());
+        if fs::read_link(&link).is_ok_and(|target| target == *program) {
+            continue;
+        }
+        // A link appears under its name in one step, so nobody finds none.
+        let new = link.with_extension("new");
+        if fs::symlink_metadata(&new).is_ok() {
+            fs::remove_file(&new).map_err(file_error(&new))?;
+        }
+        symlink(program, &new).map_err(file_error(&new))?;
+        fs::rename(&new, &link).map_err(file_error(&link))?;
+    }
+    Ok(())
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ComponentError {
+    let path = path.to_owned();
+    move |source| ComponentError::File { path, source }
 }
 
 async fn build_one(
@@ -159,10 +185,6 @@ async fn build_one(
     let start = Instant::now();
     eprintln!("  building {} (once, some minutes)", component.name);
     let unfinished = finished.with_extension("unfinished");
-    let file_error = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ComponentError::File { path, source }
-    };
     // What an interrupted run left.
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(file_error(&unfinished))?;
@@ -361,6 +383,18 @@ mod tests {
             let sources = read_sources(&module_folder(&component)).unwrap();
             assert_eq!(sources.len(), 3, "{}", component.name);
         }
+    }
+
+    #[test]
+    fn links_follow_the_last_build() {
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join("bin");
+        for version in ["etcd-1/etcd", "etcd-2/etcd", "etcd-2/etcd"] {
+            let program = folder.path().join(version);
+            link(std::slice::from_ref(&program), &bin).unwrap();
+            assert_eq!(fs::read_link(bin.join("etcd")).unwrap(), program);
+        }
+        assert_eq!(fs::read_dir(&bin).unwrap().count(), 1);
     }
 
     #[test]

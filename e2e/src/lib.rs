@@ -14,4 +14,5 @@ pub mod kind;
 pub mod local;
 pub mod lock;
 pub mod provider;
+pub mod static_programs;
 pub mod wait;

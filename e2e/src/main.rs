@@ -20,11 +20,9 @@ use llama_e2e::local::layout::Layout;
 use llama_e2e::local::{forward, namespace, start, teardown};
 use llama_e2e::lock::Lock;
 use llama_e2e::provider::{self, Choice, KUBECONFIG_VARIABLE, Provider};
+use llama_e2e::static_programs::{self, REPOSITORY};
 
 const LOCK_WITHIN: Duration = Duration::from_mins(10);
-const STATIC_BUILD_WITHIN: Duration = Duration::from_mins(10);
-/// The repository that this program was built from.
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 const PAUSE: &str = "llama-pause";
 
 #[derive(Debug, Parser)]
@@ -64,7 +62,7 @@ enum Action {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
-    /// Build the programs of the local cluster into the cache
+    /// Build the programs of the local cluster into the cache; print their folder
     Build,
     /// Write a container image as an archive, without Docker
     Image {
@@ -144,7 +142,9 @@ async fn run_async(name: &str, action: Action) -> anyhow::Result<ExitCode> {
             }
         }
         Action::Build => {
-            components::build(&Cache::from_environment()?, &components::ALL).await?;
+            let cache = Cache::from_environment()?;
+            components::build(&cache, &components::ALL).await?;
+            say(&cache.programs().display())?;
         }
         Action::Forward { target, .. } => forward::from_standard_input(target).await?,
         Action::Hold { .. } | Action::Resolve { .. } | Action::Image { .. } => {}
@@ -231,35 +231,14 @@ async fn up_local(layout: &Layout, cache: &Cache) -> anyhow::Result<Cluster> {
 
 /// Builds the static program for the pause image, and the image.
 async fn pause_image(cache: &Cache) -> anyhow::Result<PathBuf> {
-    let programs = static_programs(&[PAUSE]).await?;
+    let programs = static_programs::build(&[PAUSE])
+        .await
+        .context("could not build the pause program")?;
     let archive = cache.folder().join("images/pause.tar");
     let definition = Path::new(REPOSITORY).join("deploy/images/pause.yaml");
     let inputs = BTreeMap::from([(PAUSE.to_owned(), programs.join(PAUSE))]);
     image::build(&definition, &inputs, &archive)?;
     Ok(archive)
-}
-
-/// Builds packages of this repository as static programs; returns their folder.
-async fn static_programs(packages: &[&str]) -> anyhow::Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| Path::new(REPOSITORY).join("target"), PathBuf::from);
-    // A folder of its own: other flags would make cargo build everything again.
-    let target = target.join("static");
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let mut cargo = tokio::process::Command::new("cargo");
-    cargo
-        .current_dir(REPOSITORY)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .args(["build", "--quiet", "--release", "--target", &triple])
-        .arg("--target-dir")
-        .arg(&target);
-    for package in packages {
-        cargo.args(["-p", package]);
-    }
-    command::run(&mut cargo, STATIC_BUILD_WITHIN)
-        .await
-        .context("could not build the static programs")?;
-    Ok(target.join(triple).join("release"))
 }
 
 async fn up_kind(name: &str, cache: &Cache) -> anyhow::Result<Cluster> {

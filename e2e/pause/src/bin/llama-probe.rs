@@ -14,6 +14,8 @@ use std::time::Duration;
 use llama_pause::dns::Resolver;
 
 const RESOLVER: &str = "/etc/resolv.conf";
+const END_OF_HEAD: &str = "\r\n\r\n";
+const LONGEST_REQUEST: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -51,13 +53,18 @@ fn serve(port: &str, text: &str) -> io::Result<()> {
 
 fn answer(mut stream: TcpStream, text: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut request = [0; 4096];
-    let _ = stream.read(&mut request)?;
+    // Closing with a part of the request unread would reset the connection.
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    while !request.ends_with(END_OF_HEAD.as_bytes()) && request.len() < LONGEST_REQUEST {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            read => request.extend(&buffer[..read]),
+        }
+    }
     let length = text.len();
-    write!(
-        stream,
-        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
-    )
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close");
+    stream.write_all(format!("{head}{END_OF_HEAD}{text}").as_bytes())
 }
 
 fn get(target: &str) -> io::Result<()> {
@@ -71,13 +78,13 @@ fn get(target: &str) -> io::Result<()> {
     };
     let mut stream = TcpStream::connect_timeout(&(address, port).into(), PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
-        "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-    )?;
+    let head = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close");
+    stream.write_all(format!("{head}{END_OF_HEAD}").as_bytes())?;
     let mut response = String::new();
     stream.read_to_string(&mut response)?;
-    let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let body = response
+        .split_once(END_OF_HEAD)
+        .map_or("", |(_, body)| body);
     writeln!(io::stdout(), "{body}")
 }
 
