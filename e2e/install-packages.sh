@@ -7,12 +7,12 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 have() { command -v "$1" >/dev/null 2>&1; }
 
 missing=()
-have containerd && have ctr && have containerd-shim-runc-v2 || missing+=(containerd)
+{ have containerd && have ctr && have containerd-shim-runc-v2; } || missing+=(containerd)
 have runc || missing+=(runc)
 have iptables || missing+=(iptables)
 have conntrack || missing+=(conntrack)
 have ip || missing+=(iproute2)
-have nsenter && have unshare && have setsid || missing+=(util-linux)
+{ have nsenter && have unshare && have setsid; } || missing+=(util-linux)
 have mount || missing+=(mount)
 plugins=
 for folder in /usr/lib/cni /opt/cni/bin /usr/libexec/cni; do

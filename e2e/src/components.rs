@@ -195,7 +195,8 @@ async fn build_one(
         let began = Instant::now();
         let mut go = go_command();
         go.current_dir(module)
-            .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+            .args(["build", "-trimpath", "-buildvcs=false", "-ldflags", &flags])
+            .arg("-o")
             .arg(unfinished.join(program))
             .arg(package);
         command::run(&mut go, BUILD_WITHIN)

@@ -82,6 +82,12 @@ impl Layout {
         Path::new(STATE)
     }
 
+    /// There where a cluster made the folder of the network library's results, which
+    /// all clusters share as a mount point.
+    pub fn made_network_results() -> PathBuf {
+        Path::new(STATE).join(".made-network-results")
+    }
+
     /// Only one run at a time changes the cluster; beside the folder, which `down` removes.
     pub fn lock(&self) -> PathBuf {
         Path::new(STATE).join(format!(".{}.lock", self.name))

@@ -146,15 +146,16 @@ pub async fn up(layout: &Layout, parts: Parts<'_>) -> Result<Namespace, StartErr
     load_image(layout, parts.pause_archive).await?;
     await_api(layout, &namespace, parts.programs).await?;
     progress("API server answers");
+    // Before CoreDNS starts, which would wait long after a first refusal.
+    apply_first_objects(layout, parts.programs).await?;
     for daemon in daemons::second(layout, parts.programs) {
         namespace.spawn(&daemon, layout)?;
     }
-    apply_first_objects(layout, parts.programs).await?;
     await_node(layout, &namespace, parts.programs).await?;
     progress("node is Ready");
     await_names(layout, &namespace, parts.llama_cluster).await?;
     await_accounts(layout, &namespace, parts.programs).await?;
-    progress("names resolve");
+    progress("names resolve, pods can be created");
     Ok(namespace)
 }
 
@@ -244,7 +245,7 @@ fn prepare(layout: &Layout, plugins: &Path, port: u16) -> Result<(), StartError>
     }
     if !Path::new(NETWORK_RESULTS).exists() {
         fs::create_dir_all(NETWORK_RESULTS).map_err(writing(NETWORK_RESULTS))?;
-        let mark = layout.path(teardown::MADE_NETWORK_RESULTS);
+        let mark = Layout::made_network_results();
         fs::write(&mark, "").map_err(writing(&mark))?;
     }
     cgroups::create(layout).map_err(writing("the cluster's cgroups"))?;

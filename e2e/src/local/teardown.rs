@@ -12,8 +12,6 @@ use super::namespace::NETWORK_RESULTS;
 use super::processes::{self, Process};
 use crate::wait::{self, Look};
 
-/// Left in the cluster's folder where we made [`NETWORK_RESULTS`].
-pub(super) const MADE_NETWORK_RESULTS: &str = "made-network-results";
 const ENDED_WITHIN: Duration = Duration::from_secs(30);
 const CGROUPS_EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -90,12 +88,10 @@ pub async fn remove(layout: &Layout) -> Result<Removed, TeardownError> {
         ..Removed::default()
     };
     removed.cgroups = remove_cgroups(layout).await?;
-    let made_results = layout.path(MADE_NETWORK_RESULTS).exists();
     if remove_folder(layout.root())? {
         removed.folders.push(layout.root().to_owned());
     }
-    // Refuses where somebody else put something in.
-    if made_results && fs::remove_dir(NETWORK_RESULTS).is_ok() {
+    if remove_network_results().map_err(removing(NETWORK_RESULTS))? {
         removed.folders.push(NETWORK_RESULTS.into());
     }
     let left = leftovers(layout).map_err(removing("the cluster"))?;
@@ -193,6 +189,23 @@ async fn remove_cgroups(layout: &Layout) -> Result<usize, TeardownError> {
             .map_err(removing(what))?;
     }
     Ok(removed)
+}
+
+/// Removes the folder that clusters mount over, where one of them made it and none
+/// is left; says whether it did.
+fn remove_network_results() -> io::Result<bool> {
+    let mark = Layout::made_network_results();
+    if !mark.exists() {
+        return Ok(false);
+    }
+    for entry in fs::read_dir(Layout::state())? {
+        if entry?.file_type()?.is_dir() {
+            return Ok(false);
+        }
+    }
+    fs::remove_file(mark)?;
+    // Refuses where somebody else put something in.
+    Ok(fs::remove_dir(NETWORK_RESULTS).is_ok())
 }
 
 fn remove_folder(folder: &Path) -> Result<bool, TeardownError> {
