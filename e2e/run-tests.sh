@@ -27,9 +27,10 @@ why_no_cluster() {
 
 # The programs of a control plane, for tests against the real API server.
 components() {
-    [ -n "$(why_no_cluster)" ] && return
+    if [ -n "$(why_no_cluster)" ]; then return; fi
     cargo build --quiet --locked --release -p llama-e2e
-    "$LLAMA_CLUSTER" build
+    LLAMA_COMPONENTS_DIR=$("$LLAMA_CLUSTER" build)
+    export LLAMA_COMPONENTS_DIR
 }
 
 unit() {

