@@ -1,1 +1,17 @@
-//! Operator.
+//! The operator: makes the pods, Services and Secrets that a `LlamaDeployment` asks for,
+//! keeps its groups alive, and says in status and events what is going on.
+//!
+//! [`reconcile`] holds the rounds, [`run`] everything around them.
+
+pub mod args;
+pub mod backoff;
+pub mod context;
+pub mod events;
+pub mod http;
+pub mod labels;
+pub mod lease;
+pub mod metrics;
+pub mod names;
+pub mod reconcile;
+pub mod run;
+pub mod telemetry;

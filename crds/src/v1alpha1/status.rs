@@ -45,7 +45,7 @@ pub struct LlamaDeploymentStatus {
     #[schemars(length(max = 128))]
     pub served_name: Option<String>,
 
-    /// One entry a group, by index; the first 64 groups only.
+    /// One entry a group, by index. Beyond 64 groups, those that have failed before come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["index".into()]))]
@@ -133,6 +133,8 @@ pub enum GroupPhase {
     LoadingWeights,
     /// It serves.
     Ready,
+    /// It served, and one of its pods answers no longer.
+    Unready,
     /// It ends, and finishes the answers that are under way.
     Draining,
     /// It failed and will be created anew.
@@ -143,12 +145,13 @@ pub enum GroupPhase {
 
 impl GroupPhase {
     /// Every phase, for metrics and documentation.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Waiting,
         Self::Scheduling,
         Self::Fetching,
         Self::LoadingWeights,
         Self::Ready,
+        Self::Unready,
         Self::Draining,
         Self::Restarting,
         Self::Failed,
@@ -162,6 +165,7 @@ impl GroupPhase {
             Self::Fetching => "Fetching",
             Self::LoadingWeights => "LoadingWeights",
             Self::Ready => "Ready",
+            Self::Unready => "Unready",
             Self::Draining => "Draining",
             Self::Restarting => "Restarting",
             Self::Failed => "Failed",
@@ -316,5 +320,11 @@ reasons! {
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl From<Reason> for String {
+    fn from(reason: Reason) -> Self {
+        reason.as_str().to_owned()
     }
 }

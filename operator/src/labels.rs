@@ -1,0 +1,53 @@
+//! Keys and values of the labels on what the operator creates.
+
+use std::collections::BTreeMap;
+
+/// Field manager of every write, reporter of events, and value of [`MANAGED_BY`].
+pub const FIELD_MANAGER: &str = "llama-operator";
+
+/// Who manages the object.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Name of the `LlamaDeployment` that the object belongs to.
+pub const DEPLOYMENT: &str = "llmops.dev/deployment";
+/// Index of the group that a pod belongs to.
+pub const GROUP: &str = "llmops.dev/group";
+/// Place of a pod in its group.
+pub const NODE: &str = "llmops.dev/node";
+/// Hash of what a pod was made from.
+pub const REVISION: &str = "llmops.dev/revision";
+/// Incarnation of the group that a pod belongs to.
+pub const EPOCH: &str = "llmops.dev/epoch";
+/// `true` on the pod that holds rank 0 and answers the API.
+pub const RANK0: &str = "llmops.dev/rank0";
+
+/// Value of [`RANK0`].
+pub const TRUE: &str = "true";
+
+/// Labels of everything that belongs to the deployment `name`.
+pub fn common(name: &str) -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "llama-worker"),
+        ("app.kubernetes.io/instance", name),
+        ("app.kubernetes.io/component", "inference"),
+        ("app.kubernetes.io/part-of", "llama-operator"),
+        (MANAGED_BY, FIELD_MANAGER),
+        (DEPLOYMENT, name),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// Selector of everything that this operator manages.
+pub fn managed() -> String {
+    format!("{MANAGED_BY}={FIELD_MANAGER}")
+}
+
+/// Selector of the pods of the deployment `name`.
+pub fn of_deployment(name: &str) -> String {
+    format!("{MANAGED_BY}={FIELD_MANAGER},{DEPLOYMENT}={name}")
+}
+
+/// Selector of one pod a group of the deployment `name`: what `/scale` reports.
+pub fn one_pod_a_group(name: &str) -> String {
+    format!("{DEPLOYMENT}={name},{RANK0}={TRUE}")
+}

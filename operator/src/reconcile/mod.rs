@@ -1,0 +1,336 @@
+//! One round for one `LlamaDeployment`: observe → validate → plan → apply → status.
+//!
+//! `validate`, `groups`, `plan`, `failure`, `waiting`, `status` and `notices` are pure:
+//! they take no client and no clock. A round never waits for anything; it writes what it
+//! sees and leaves the rest to the next event.
+
+pub mod apply;
+pub mod failure;
+pub mod groups;
+pub mod notices;
+pub mod observe;
+pub mod plan;
+pub mod pods;
+pub mod quantity;
+pub mod status;
+pub mod validate;
+pub mod waiting;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, Resource, ResourceExt};
+use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
+
+use crate::context::Context;
+use crate::events::{self, Notice};
+use crate::labels::FIELD_MANAGER;
+
+/// A round without an event, in case one was missed.
+const SAFETY_ROUND: Duration = Duration::from_mins(10);
+
+/// Why a round could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A call to the API server failed.
+    #[error("{attempt}")]
+    Api {
+        /// The step that called.
+        step: &'static str,
+        /// What was tried.
+        attempt: String,
+        /// Why it failed.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The API server refused something that was planned; status says what.
+    #[error("{0}")]
+    Refused(String),
+    /// The spec cannot be done now but may be once another object is gone.
+    #[error("{0}")]
+    Conflict(String),
+    /// The round took too long.
+    #[error("the round took more than {0:?}")]
+    TimedOut(Duration),
+    /// No random numbers.
+    #[error("draw a rendezvous token")]
+    Random(#[source] getrandom::Error),
+}
+
+impl Error {
+    pub(crate) fn api(step: &'static str, attempt: String, source: kube::Error) -> Self {
+        let source = Box::new(source);
+        Self::Api {
+            step,
+            attempt,
+            source,
+        }
+    }
+
+    /// One of few words, for metrics and logs.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Api { step, .. } => step,
+            Self::Refused(_) => "refused",
+            Self::Conflict(_) => "conflict",
+            Self::TimedOut(_) => "timeout",
+            Self::Random(_) => "random",
+        }
+    }
+}
+
+/// The object that a controller round is about; it may not have been readable.
+pub type Guarded = DeserializeGuard<LlamaDeployment>;
+
+/// One round, bounded in time and measured.
+pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+    let begun = Instant::now();
+    let limit = context.settings.reconcile_timeout;
+    let round = Box::pin(dispatch(&object, &context));
+    let result = match tokio::time::timeout(limit, round).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::TimedOut(limit)),
+    };
+    let outcome = result.as_ref().map_or_else(Error::category, |_| "success");
+    context.metrics.reconciled(outcome, begun.elapsed());
+    if result.is_ok() {
+        context.backoff.succeeded(&key(&object));
+    }
+    result
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
+/// What to do after a round that failed: wait longer each time, each object by itself.
+pub fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
+    let pause = context.backoff.failed(&key(&object));
+    tracing::warn!(
+        object = %key(&object),
+        category = error.category(),
+        error = error as &dyn std::error::Error,
+        retry_seconds = pause.as_secs_f64(),
+        "round failed"
+    );
+    Action::requeue(pause)
+}
+
+fn key(object: &Guarded) -> String {
+    let meta = object.meta();
+    let part = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!("{}/{}", part(&meta.namespace), part(&meta.name))
+}
+
+async fn dispatch(object: &Guarded, context: &Context) -> Result<Action, Error> {
+    // An object on its way out is never given new children, and the garbage collector
+    // removes those that it has.
+    if object.meta().deletion_timestamp.is_some() {
+        context.backoff.forget(&key(object));
+        context.metrics.forget(&key(object));
+        return Ok(Action::await_change());
+    }
+    match &object.0 {
+        Ok(object) => round(object, context).await,
+        Err(invalid) => report_unreadable(invalid, context).await,
+    }
+}
+
+async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Error> {
+    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+    let client = &context.client;
+    let observed = observe::observe(client, &namespace, &name, object).await?;
+    let previous = object.status.clone().unwrap_or_default();
+    let generation = object.metadata.generation;
+    let now = now();
+    let target = Target {
+        reference: object.object_ref(&()),
+        previous: &previous,
+    };
+    let deployment = match validate::validate(object, &observed) {
+        Ok(deployment) => deployment,
+        Err(error) => {
+            let message = error.to_string();
+            let status = status::of_invalid(error.reason(), &message, &previous, generation, now);
+            target.report(context, None, &status, now).await?;
+            return match error {
+                // The name may become free without an event of ours.
+                validate::ValidationError::NameConflict { .. } => Err(Error::Conflict(message)),
+                _ => Ok(Action::requeue(SAFETY_ROUND)),
+            };
+        }
+    };
+    let settings = &context.settings.worker;
+    let plan = plan::plan(&deployment, settings, &observed, &previous.groups, now);
+    let applied = apply::apply(client, &namespace, &plan, &observed.services).await?;
+    let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
+    for group in plan
+        .groups
+        .iter()
+        .filter_map(|group| group.failure.as_ref())
+    {
+        context.metrics.group_failed(&group.cause.reason);
+    }
+    let wanted = i64::from(deployment.wanted_groups());
+    let serving = i64::from(status.ready_replicas);
+    context
+        .metrics
+        .groups(&format!("{namespace}/{name}"), wanted, serving);
+    target.report(context, Some(&plan), &status, now).await?;
+    if let Some(refusal) = applied.refused.into_iter().next() {
+        return Err(Error::Refused(refusal));
+    }
+    let next = plan.wake_after().unwrap_or(SAFETY_ROUND);
+    Ok(Action::requeue(next.min(SAFETY_ROUND)))
+}
+
+/// An object that this version cannot read, for example one written under another schema.
+async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result<Action, Error> {
+    let meta = &invalid.metadata;
+    let name = meta.name.clone().unwrap_or_default();
+    let namespace = meta.namespace.clone().unwrap_or_default();
+    let resource = ApiResource::erase::<LlamaDeployment>(&());
+    let objects: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), &namespace, &resource);
+    let found = objects.get_opt(&name).await.map_err(|source| {
+        Error::api(
+            "observe",
+            format!("read LlamaDeployment {namespace}/{name}"),
+            source,
+        )
+    })?;
+    let Some(found) = found else {
+        return Ok(Action::await_change());
+    };
+    let previous: LlamaDeploymentStatus = found
+        .data
+        .get("status")
+        .and_then(|status| serde_json::from_value(status.clone()).ok())
+        .unwrap_or_default();
+    let now = now();
+    let message = format!(
+        "this operator cannot read the object: {}; correct it with kubectl edit, and see that the \
+         installed CustomResourceDefinition is the operator's",
+        invalid.error
+    );
+    let status = status::of_invalid(
+        Reason::InvalidSpec,
+        &message,
+        &previous,
+        meta.generation,
+        now,
+    );
+    let target = Target {
+        reference: ObjectReference {
+            api_version: Some(LlamaDeployment::api_version(&()).into_owned()),
+            kind: Some(LlamaDeployment::kind(&()).into_owned()),
+            name: meta.name.clone(),
+            namespace: meta.namespace.clone(),
+            uid: meta.uid.clone(),
+            ..ObjectReference::default()
+        },
+        previous: &previous,
+    };
+    target.report(context, None, &status, now).await?;
+    Ok(Action::requeue(SAFETY_ROUND))
+}
+
+/// The object that is reported on.
+struct Target<'a> {
+    reference: ObjectReference,
+    previous: &'a LlamaDeploymentStatus,
+}
+
+impl Target<'_> {
+    /// Publishes events, then writes status if it says anything new. In this order, since
+    /// a failure counts as told once status has it, and an event told twice is one event.
+    async fn report(
+        &self,
+        context: &Context,
+        plan: Option<&plan::Plan>,
+        status: &LlamaDeploymentStatus,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let name = self.reference.name.as_deref().unwrap_or_default();
+        for notice in notices::notices(name, plan, self.previous, status) {
+            self.publish(context, &notice, now).await;
+        }
+        if status == self.previous {
+            return Ok(());
+        }
+        self.write_status(context, name, status).await
+    }
+
+    /// An event that cannot be published must not keep a group from being recreated.
+    async fn publish(&self, context: &Context, notice: &Notice, now: Timestamp) {
+        let reporter = &context.settings.identity;
+        let object = &self.reference;
+        tracing::info!(
+            object = %format!(
+                "{}/{}",
+                object.namespace.as_deref().unwrap_or_default(),
+                object.name.as_deref().unwrap_or_default()
+            ),
+            reason = %notice.reason,
+            note = %notice.note,
+            "event"
+        );
+        let published = events::publish(&context.client, object, notice, reporter, now).await;
+        if let Err(error) = published {
+            tracing::warn!(
+                reason = %notice.reason,
+                error = &error as &dyn std::error::Error,
+                "event was not published"
+            );
+        }
+    }
+
+    /// One server-side apply, bound to this very object by its UID.
+    async fn write_status(
+        &self,
+        context: &Context,
+        name: &str,
+        status: &LlamaDeploymentStatus,
+    ) -> Result<(), Error> {
+        let namespace = self.reference.namespace.as_deref().unwrap_or_default();
+        let resource = ApiResource::erase::<LlamaDeployment>(&());
+        // Not the typed API: it could not read the answer of an object that is not valid.
+        let objects: Api<DynamicObject> =
+            Api::namespaced_with(context.client.clone(), namespace, &resource);
+        let body = serde_json::json!({
+            "apiVersion": LlamaDeployment::api_version(&()),
+            "kind": LlamaDeployment::kind(&()),
+            "metadata": {"name": name, "uid": self.reference.uid},
+            "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let written = objects
+            .patch_status(name, &params, &Patch::Apply(&body))
+            .await;
+        match written {
+            Ok(_) => Ok(()),
+            // It was deleted meanwhile.
+            Err(kube::Error::Api(reply)) if reply.is_not_found() => Ok(()),
+            Err(source) => Err(Error::api(
+                "status",
+                format!("write status of LlamaDeployment {namespace}/{name}"),
+                source,
+            )),
+        }
+    }
+}
+
+/// The time, in whole seconds as Kubernetes keeps it.
+fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// The reference by which controller stores know an object.
+pub fn object_ref(name: &str, namespace: &str) -> ObjectRef<Guarded> {
+    ObjectRef::<Guarded>::new(name).within(namespace)
+}

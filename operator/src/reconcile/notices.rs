@@ -1,0 +1,127 @@
+//! Which events a round is worth. Pure.
+
+use llama_crds::v1alpha1::{ConditionType, GroupPhase, LlamaDeploymentStatus, Reason};
+
+use super::failure::Cause;
+use super::groups::NewFailure;
+use super::plan::Plan;
+use super::status::find;
+use crate::events::Notice;
+use crate::names;
+
+/// Reasons of Ready that are worth a warning, besides failures, which have their own.
+const WARNINGS: [Reason; 10] = [
+    Reason::PersistentVolumeClaimNotFound,
+    Reason::PersistentVolumeClaimPending,
+    Reason::PersistentVolumeClaimLost,
+    Reason::ModelImagePullFailed,
+    Reason::WorkerImagePullFailed,
+    Reason::ContainerNotStarting,
+    Reason::CreationRefused,
+    Reason::NameConflict,
+    Reason::InvalidSpec,
+    Reason::Unschedulable,
+];
+
+/// Events of a round that led from `before` to `after`. `plan` is `None` when there was
+/// nothing valid to plan.
+pub fn notices(
+    name: &str,
+    plan: Option<&Plan>,
+    before: &LlamaDeploymentStatus,
+    after: &LlamaDeploymentStatus,
+) -> Vec<Notice> {
+    let mut all = Vec::new();
+    for group in plan.iter().flat_map(|plan| &plan.groups) {
+        let status = &group.status;
+        let group_name = format!("{name}-{}", status.index);
+        let occurrence = format!("{}-{}", status.index, status.epoch);
+        if let Some(failure) = &group.failure {
+            all.push(of_failure(name, failure, status.phase));
+        }
+        let old = before.groups.iter().find(|old| old.index == status.index);
+        let served = old.is_some_and(|old| {
+            matches!(old.phase, GroupPhase::Ready | GroupPhase::Unready)
+                && old.epoch == status.epoch
+        });
+        if group.is_ready() && !served {
+            all.push(Notice {
+                warning: false,
+                reason: "GroupReady".to_owned(),
+                action: "Serve",
+                note: format!(
+                    "group {group_name} serves (incarnation {}, on {})",
+                    status.epoch,
+                    status.nodes.join(", ")
+                ),
+                occurrence,
+            });
+        }
+    }
+    all.extend(of_condition(before, after));
+    all
+}
+
+fn of_failure(name: &str, failure: &NewFailure, phase: GroupPhase) -> Notice {
+    let group = names::group(name, failure.group);
+    let cause = &failure.cause;
+    let outcome = if phase == GroupPhase::Failed {
+        format!(
+            "not trying again: correct it and change the spec, or delete pod {} to try once more",
+            cause.pod
+        )
+    } else {
+        format!("recreating the group (restart {})", failure.restarts)
+    };
+    Notice {
+        warning: true,
+        reason: cause.reason.clone(),
+        action: if phase == GroupPhase::Failed {
+            "Stop"
+        } else {
+            "Recreate"
+        },
+        note: format!("group {group}: {}; {outcome}", what_happened(cause)),
+        occurrence: format!("{}-{}", failure.group, failure.epoch),
+    }
+}
+
+/// The cause's message, with rank and node where it does not name them itself.
+fn what_happened(cause: &Cause) -> String {
+    let message = cause.message.trim_end_matches('.');
+    let mut who = Vec::new();
+    if let Some(rank) = cause.rank
+        && !message.contains(&format!("rank {rank}"))
+    {
+        who.push(format!("rank {rank}"));
+    }
+    if let Some(node) = &cause.node
+        && !message.contains(node.as_str())
+    {
+        who.push(format!("on node {node}"));
+    }
+    if who.is_empty() {
+        message.to_owned()
+    } else {
+        format!("{}: {message}", who.join(" "))
+    }
+}
+
+/// A warning when Ready takes a reason that somebody should look at.
+fn of_condition(before: &LlamaDeploymentStatus, after: &LlamaDeploymentStatus) -> Option<Notice> {
+    let now = find(after, ConditionType::Ready)?;
+    let then = find(before, ConditionType::Ready);
+    let same = then.is_some_and(|then| {
+        then.reason == now.reason && then.observed_generation == now.observed_generation
+    });
+    if same || !WARNINGS.iter().any(|reason| reason.as_str() == now.reason) {
+        return None;
+    }
+    Some(Notice {
+        warning: true,
+        reason: now.reason.clone(),
+        action: "Wait",
+        note: now.message.clone(),
+        occurrence: format!("generation-{}", now.observed_generation.unwrap_or_default()),
+    })
+}

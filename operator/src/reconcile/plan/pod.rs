@@ -1,0 +1,407 @@
+//! One worker pod. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext,
+    PodSpec, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext,
+    Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::ObjectMeta;
+use llama_contract::{
+    API_PORT, API_PORT_NAME, Device, HEALTH_PATH, INTERNAL_PORT, INTERNAL_PORT_NAME, LIVE_PATH,
+    LaunchArgs, MODEL_COPY_PROGRAM, MODEL_MOUNT, NODE_NAME_ENV, POD_IP_ENV, POD_NAME_ENV,
+    RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG, TOOLS_MOUNT,
+};
+use llama_crds::v1alpha1::ImagePullPolicy;
+
+use super::WorkerSettings;
+use super::secret::TOKEN_KEY;
+use crate::reconcile::validate::{Source, ValidDeployment};
+use crate::{labels, names};
+
+/// The container that computes.
+pub const WORKER_CONTAINER: &str = "worker";
+/// The init container that provides the program which the next one runs.
+pub const INSTALL_CONTAINER: &str = "install-model-copy";
+/// The init container that runs in the model image and copies the model out of it.
+pub const FETCH_CONTAINER: &str = "fetch-model";
+
+/// User and group that everything runs as.
+const USER: i64 = 65532;
+/// Seconds past the drain time until the kubelet kills a worker.
+const GRACE_MARGIN_SECONDS: u32 = 15;
+
+const MODEL_VOLUME: &str = "model";
+const TOOLS_VOLUME: &str = "tools";
+const SHARED_MEMORY_VOLUME: &str = "shared-memory";
+
+/// Which pod of which incarnation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// Index of the group.
+    pub(super) group: u32,
+    /// Place in the group.
+    pub(super) node: u32,
+    /// Incarnation.
+    pub(super) epoch: i64,
+    /// Hash of what the pod is made from.
+    pub(super) revision: &'a str,
+}
+
+/// The pod at `place`.
+pub(super) fn pod(
+    deployment: &ValidDeployment,
+    settings: &WorkerSettings,
+    place: &Place<'_>,
+) -> Pod {
+    let name = names::pod(&deployment.name, place.group, place.node);
+    let placement = &deployment.placement;
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(deployment.namespace.clone()),
+            labels: Some(pod_labels(deployment, place)),
+            owner_references: Some(vec![deployment.owner.clone()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            hostname: Some(name),
+            subdomain: Some(names::ranks_service(&deployment.name)),
+            restart_policy: Some("Never".to_owned()),
+            termination_grace_period_seconds: Some(i64::from(
+                settings.drain_seconds.saturating_add(GRACE_MARGIN_SECONDS),
+            )),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod_security()),
+            node_selector: some_map(&placement.node_selector),
+            tolerations: some_list(&placement.tolerations),
+            priority_class_name: placement.priority_class_name.clone(),
+            init_containers: init_containers(deployment, settings),
+            containers: vec![worker(deployment, settings, place)],
+            volumes: Some(volumes(deployment)),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn pod_labels(deployment: &ValidDeployment, place: &Place<'_>) -> BTreeMap<String, String> {
+    let mut all = labels::common(&deployment.name);
+    all.extend([
+        (labels::GROUP.to_owned(), place.group.to_string()),
+        (labels::NODE.to_owned(), place.node.to_string()),
+        (labels::REVISION.to_owned(), place.revision.to_owned()),
+        (labels::EPOCH.to_owned(), place.epoch.to_string()),
+    ]);
+    if place.node == 0 {
+        all.insert(labels::RANK0.to_owned(), labels::TRUE.to_owned());
+    }
+    all
+}
+
+fn worker(deployment: &ValidDeployment, settings: &WorkerSettings, place: &Place<'_>) -> Container {
+    let mut args = vec!["serve".to_owned()];
+    args.extend(launch(deployment, settings, place).to_args());
+    let mut mounts = vec![VolumeMount {
+        read_only: Some(true),
+        ..mount(MODEL_VOLUME, MODEL_MOUNT)
+    }];
+    if deployment.gpu.is_some() {
+        mounts.push(mount(SHARED_MEMORY_VOLUME, "/dev/shm"));
+    }
+    Container {
+        name: WORKER_CONTAINER.to_owned(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: settings.pull_policy.clone(),
+        args: Some(args),
+        env: Some(environment(deployment)),
+        ports: Some(ports(deployment, place)),
+        readiness_probe: Some(Probe {
+            period_seconds: Some(2),
+            timeout_seconds: Some(2),
+            failure_threshold: Some(3),
+            ..probe(HEALTH_PATH)
+        }),
+        liveness_probe: Some(Probe {
+            period_seconds: Some(10),
+            timeout_seconds: Some(5),
+            failure_threshold: Some(6),
+            ..probe(LIVE_PATH)
+        }),
+        resources: Some(worker_resources(deployment)),
+        security_context: Some(container_security()),
+        termination_message_path: Some(TERMINATION_LOG.to_owned()),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+fn launch(
+    deployment: &ValidDeployment,
+    settings: &WorkerSettings,
+    place: &Place<'_>,
+) -> LaunchArgs {
+    let rendezvous = (deployment.nodes > 1)
+        .then(|| names::rendezvous_address(&deployment.name, &deployment.namespace, place.group));
+    LaunchArgs {
+        model: model_file(&deployment.source).into(),
+        served_name: deployment.served_name.clone(),
+        tensor_parallel: deployment.tensor,
+        nodes: deployment.nodes,
+        node_index: place.node,
+        max_tokens: deployment.max_tokens,
+        device: match deployment.gpu {
+            Some(_) => Device::Cuda,
+            None => Device::Cpu,
+        },
+        threads_per_rank: Some(deployment.threads_per_rank),
+        group: names::group(&deployment.name, place.group),
+        revision: place.revision.to_owned(),
+        epoch: u64::try_from(place.epoch).unwrap_or_default(),
+        rendezvous,
+        drain_seconds: settings.drain_seconds,
+    }
+}
+
+/// Where the worker finds the model: a claim is mounted whole, a file of an image is
+/// copied under its own name.
+fn model_file(source: &Source) -> String {
+    match source {
+        Source::Claim { path, .. } => format!("{MODEL_MOUNT}/{path}"),
+        Source::Image { path, .. } => {
+            let file = path.rsplit('/').next().unwrap_or(path);
+            format!("{MODEL_MOUNT}/{file}")
+        }
+    }
+}
+
+fn environment(deployment: &ValidDeployment) -> Vec<EnvVar> {
+    let field = |name: &str, path: &str| EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: Some("v1".to_owned()),
+                field_path: path.to_owned(),
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let mut all = vec![
+        field(NODE_NAME_ENV, "spec.nodeName"),
+        field(POD_NAME_ENV, "metadata.name"),
+        field(POD_IP_ENV, "status.podIP"),
+    ];
+    if deployment.nodes > 1 {
+        all.push(EnvVar {
+            name: RENDEZVOUS_TOKEN_ENV.to_owned(),
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(SecretKeySelector {
+                    name: names::rendezvous_secret(&deployment.name),
+                    key: TOKEN_KEY.to_owned(),
+                    optional: None,
+                }),
+                ..EnvVarSource::default()
+            }),
+            ..EnvVar::default()
+        });
+    }
+    all
+}
+
+fn ports(deployment: &ValidDeployment, place: &Place<'_>) -> Vec<ContainerPort> {
+    let port = |name: &str, number: u16| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: i32::from(number),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    let mut all = vec![port(INTERNAL_PORT_NAME, INTERNAL_PORT)];
+    if place.node == 0 {
+        all.push(port(API_PORT_NAME, API_PORT));
+        if deployment.nodes > 1 {
+            all.push(port(RENDEZVOUS_PORT_NAME, RENDEZVOUS_PORT));
+        }
+    }
+    all
+}
+
+fn probe(path: &str) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String(INTERNAL_PORT_NAME.to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        ..Probe::default()
+    }
+}
+
+/// No CPU limit: throttling one rank stalls all of them.
+fn worker_resources(deployment: &ValidDeployment) -> ResourceRequirements {
+    let quantity = |text: &str| Quantity(text.to_owned());
+    let mut requests = BTreeMap::from([
+        ("cpu".to_owned(), quantity(&deployment.cpu)),
+        ("memory".to_owned(), quantity(&deployment.memory)),
+    ]);
+    let mut limits = BTreeMap::from([("memory".to_owned(), quantity(&deployment.memory))]);
+    if let Some(gpu) = &deployment.gpu {
+        let count = Quantity(deployment.ranks_per_pod().to_string());
+        requests.insert(gpu.resource_name.clone(), count.clone());
+        limits.insert(gpu.resource_name.clone(), count);
+    }
+    ResourceRequirements {
+        requests: Some(requests),
+        limits: Some(limits),
+        ..ResourceRequirements::default()
+    }
+}
+
+/// The two steps that bring the model out of an image. The first puts a static program
+/// where the second, which runs in the model image, finds it: that image needs to hold
+/// nothing but the model.
+fn init_containers(
+    deployment: &ValidDeployment,
+    settings: &WorkerSettings,
+) -> Option<Vec<Container>> {
+    let Source::Image {
+        reference,
+        path,
+        pull_policy,
+    } = &deployment.source
+    else {
+        return None;
+    };
+    let program = MODEL_COPY_PROGRAM.rsplit('/').next().unwrap_or_default();
+    let install = Container {
+        name: INSTALL_CONTAINER.to_owned(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: settings.pull_policy.clone(),
+        command: Some(words(&[MODEL_COPY_PROGRAM, "install", "--to", TOOLS_MOUNT])),
+        volume_mounts: Some(vec![mount(TOOLS_VOLUME, TOOLS_MOUNT)]),
+        ..init_container()
+    };
+    let fetch = Container {
+        name: FETCH_CONTAINER.to_owned(),
+        image: Some(reference.clone()),
+        image_pull_policy: pull_policy.map(|policy: ImagePullPolicy| policy.as_str().to_owned()),
+        command: Some(words(&[
+            &format!("{TOOLS_MOUNT}/{program}"),
+            "copy",
+            "--from",
+            path,
+            "--to",
+            MODEL_MOUNT,
+        ])),
+        volume_mounts: Some(vec![
+            VolumeMount {
+                read_only: Some(true),
+                ..mount(TOOLS_VOLUME, TOOLS_MOUNT)
+            },
+            mount(MODEL_VOLUME, MODEL_MOUNT),
+        ]),
+        ..init_container()
+    };
+    Some(vec![install, fetch])
+}
+
+fn init_container() -> Container {
+    let quantity = |text: &str| Quantity(text.to_owned());
+    Container {
+        resources: Some(ResourceRequirements {
+            requests: Some(BTreeMap::from([
+                ("cpu".to_owned(), quantity("50m")),
+                ("memory".to_owned(), quantity("32Mi")),
+            ])),
+            limits: Some(BTreeMap::from([("memory".to_owned(), quantity("64Mi"))])),
+            ..ResourceRequirements::default()
+        }),
+        security_context: Some(container_security()),
+        termination_message_path: Some(TERMINATION_LOG.to_owned()),
+        ..Container::default()
+    }
+}
+
+fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
+    let empty = |name: &str| Volume {
+        name: name.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    };
+    let mut all = match &deployment.source {
+        Source::Claim { claim, .. } => vec![Volume {
+            name: MODEL_VOLUME.to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.clone(),
+                read_only: Some(true),
+            }),
+            ..Volume::default()
+        }],
+        Source::Image { .. } => vec![empty(MODEL_VOLUME), empty(TOOLS_VOLUME)],
+    };
+    if deployment.gpu.is_some() {
+        all.push(Volume {
+            name: SHARED_MEMORY_VOLUME.to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource {
+                medium: Some("Memory".to_owned()),
+                size_limit: None,
+            }),
+            ..Volume::default()
+        });
+    }
+    all
+}
+
+/// What Pod Security `restricted` asks of a pod.
+fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(USER),
+        run_as_group: Some(USER),
+        fs_group: Some(USER),
+        fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".to_owned(),
+            localhost_profile: None,
+        }),
+        ..PodSecurityContext::default()
+    }
+}
+
+/// What Pod Security `restricted` asks of a container, and a read-only root besides.
+fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".to_owned()]),
+            add: None,
+        }),
+        ..SecurityContext::default()
+    }
+}
+
+fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn some_map(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    (!map.is_empty()).then(|| map.clone())
+}
+
+fn some_list<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+    (!list.is_empty()).then(|| list.to_vec())
+}

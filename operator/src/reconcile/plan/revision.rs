@@ -1,0 +1,89 @@
+//! The hash that tells whether a pod was made from the spec as it is now. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Toleration;
+use serde::Serialize;
+
+use super::WorkerSettings;
+use crate::reconcile::validate::{Source, ValidDeployment};
+
+/// Everything that a pod is made from and that is the same for all pods of a
+/// deployment. The inputs and not the rendered pod, so that a new version of the
+/// operator does not restart every model.
+#[derive(Serialize)]
+struct Inputs<'a> {
+    served_name: &'a str,
+    claim: Option<(&'a str, &'a str)>,
+    image: Option<(&'a str, &'a str, Option<&'static str>)>,
+    tensor: u32,
+    nodes: u32,
+    gpu: Option<&'a str>,
+    cpu: &'a str,
+    memory: &'a str,
+    max_tokens: Option<u32>,
+    node_selector: &'a BTreeMap<String, String>,
+    tolerations: &'a [Toleration],
+    priority_class: Option<&'a str>,
+    worker_image: &'a str,
+    worker_pull_policy: Option<&'a str>,
+    drain_seconds: u32,
+}
+
+/// Eight hexadecimal digits.
+pub fn revision(deployment: &ValidDeployment, settings: &WorkerSettings) -> String {
+    let (claim, image) = match &deployment.source {
+        Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None),
+        Source::Image {
+            reference,
+            path,
+            pull_policy,
+        } => {
+            let policy = pull_policy.map(llama_crds::v1alpha1::ImagePullPolicy::as_str);
+            (None, Some((reference.as_str(), path.as_str(), policy)))
+        }
+    };
+    let inputs = Inputs {
+        served_name: &deployment.served_name,
+        claim,
+        image,
+        tensor: deployment.tensor,
+        nodes: deployment.nodes,
+        gpu: deployment
+            .gpu
+            .as_ref()
+            .map(|gpu| gpu.resource_name.as_str()),
+        cpu: &deployment.cpu,
+        memory: &deployment.memory,
+        max_tokens: deployment.max_tokens,
+        node_selector: &deployment.placement.node_selector,
+        tolerations: &deployment.placement.tolerations,
+        priority_class: deployment.placement.priority_class_name.as_deref(),
+        worker_image: &settings.image,
+        worker_pull_policy: settings.pull_policy.as_deref(),
+        drain_seconds: settings.drain_seconds,
+    };
+    // Plain fields and maps with text keys always serialize.
+    let text = serde_json::to_string(&inputs).unwrap_or_default();
+    let hash = fnv1a(text.as_bytes());
+    format!("{:08x}", (hash >> 32) ^ (hash & 0xffff_ffff))
+}
+
+/// FNV-1a with 64 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>).
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fnv1a;
+
+    #[test]
+    fn hashes_as_published() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+    }
+}

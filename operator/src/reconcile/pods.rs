@@ -1,0 +1,99 @@
+//! Pods of a group as planning sees them. Pure.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::labels;
+
+/// One of our pods, read into what decides about its group.
+#[derive(Clone, Copy, Debug)]
+pub struct PodView<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its name.
+    pub name: &'a str,
+    /// Its UID.
+    pub uid: &'a str,
+    /// Index of its group.
+    pub group: u32,
+    /// Place in its group.
+    pub node: u32,
+    /// What it was made from.
+    pub revision: &'a str,
+    /// Incarnation of its group.
+    pub epoch: i64,
+}
+
+impl<'a> PodView<'a> {
+    /// Reads `pod`; `None` when it does not carry the labels that we give.
+    pub fn read(pod: &'a Pod) -> Option<Self> {
+        let meta = &pod.metadata;
+        let labels = meta.labels.as_ref()?;
+        let label = |key: &str| labels.get(key).map(String::as_str);
+        Some(Self {
+            pod,
+            name: meta.name.as_deref()?,
+            uid: meta.uid.as_deref()?,
+            group: label(labels::GROUP)?.parse().ok()?,
+            node: label(labels::NODE)?.parse().ok()?,
+            revision: label(labels::REVISION)?,
+            epoch: label(labels::EPOCH)?.parse().ok()?,
+        })
+    }
+
+    /// Whether `owner` (a UID) owns the pod.
+    pub fn is_owned_by(&self, owner: &str) -> bool {
+        let owners = self.pod.metadata.owner_references.as_deref();
+        owners
+            .unwrap_or_default()
+            .iter()
+            .any(|reference| reference.uid == owner)
+    }
+
+    /// Whether somebody asked for its deletion.
+    pub fn is_deleting(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub fn phase(&self) -> &'a str {
+        let status = self.pod.status.as_ref();
+        status
+            .and_then(|status| status.phase.as_deref())
+            .unwrap_or("Pending")
+    }
+
+    /// Whether all its containers are over.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase(), "Failed" | "Succeeded")
+    }
+
+    /// The node that runs it.
+    pub fn node_name(&self) -> Option<&'a str> {
+        self.pod.spec.as_ref()?.node_name.as_deref()
+    }
+
+    /// The condition of type `type_`.
+    pub fn condition(&self, type_: &str) -> Option<&'a PodCondition> {
+        let conditions = self.pod.status.as_ref()?.conditions.as_deref()?;
+        conditions.iter().find(|condition| condition.type_ == type_)
+    }
+
+    /// Since when it is ready; `None` when it is not.
+    pub fn ready_since(&self) -> Option<&'a Time> {
+        let ready = self.condition("Ready")?;
+        (ready.status == "True" && !self.is_deleting() && !self.is_over())
+            .then_some(ready.last_transition_time.as_ref())
+            .flatten()
+    }
+
+    /// Statuses of its containers, those of initialization first.
+    pub fn containers(&self) -> impl Iterator<Item = &'a ContainerStatus> + use<'a> {
+        let status = self.pod.status.as_ref();
+        let init = status.and_then(|status| status.init_container_statuses.as_deref());
+        let main = status.and_then(|status| status.container_statuses.as_deref());
+        init.unwrap_or_default()
+            .iter()
+            .chain(main.unwrap_or_default())
+    }
+}

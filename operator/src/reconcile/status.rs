@@ -1,0 +1,424 @@
+//! Step 5: what status should say. Pure; `write_status` in `mod.rs` does the I/O.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use llama_crds::v1alpha1::{
+    ConditionType, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES, Reason,
+};
+
+use super::apply::Applied;
+use super::failure;
+use super::groups::GroupPlan;
+use super::plan::Plan;
+use super::validate::ValidDeployment;
+use super::waiting::Obstacle;
+use crate::{labels, names};
+
+/// Longest condition message, in characters; the API's own limit is 32,768.
+const MESSAGE_LIMIT: usize = 2000;
+
+/// A condition before its times are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verdict {
+    status: &'static str,
+    reason: String,
+    message: String,
+}
+
+impl Verdict {
+    fn new(status: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Status of a deployment that cannot be planned, or not even read. What runs already
+/// goes on, so everything but the conditions is kept.
+pub fn of_invalid(
+    reason: Reason,
+    message: &str,
+    previous: &LlamaDeploymentStatus,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> LlamaDeploymentStatus {
+    let mut verdicts = vec![
+        (ConditionType::Ready, Verdict::new("False", reason, message)),
+        (
+            ConditionType::Reconciling,
+            Verdict::new("False", reason, "Waiting for the spec to be corrected."),
+        ),
+        (
+            ConditionType::Stalled,
+            Verdict::new("True", reason, message),
+        ),
+    ];
+    for kept in [
+        ConditionType::Available,
+        ConditionType::ModelReady,
+        ConditionType::Scheduled,
+    ] {
+        let old = find(previous, kept);
+        let verdict = old.map_or_else(
+            || Verdict::new("Unknown", reason, "Not known while the spec is not valid."),
+            |old| match old.status.as_str() {
+                "True" => Verdict::new("True", &old.reason, &old.message),
+                "False" => Verdict::new("False", &old.reason, &old.message),
+                _ => Verdict::new("Unknown", &old.reason, &old.message),
+            },
+        );
+        verdicts.push((kept, verdict));
+    }
+    LlamaDeploymentStatus {
+        observed_generation: generation,
+        conditions: conditions(verdicts, previous, generation, now),
+        ..previous.clone()
+    }
+}
+
+/// Status of a deployment that was planned and applied.
+pub fn of_plan(
+    deployment: &ValidDeployment,
+    plan: &Plan,
+    applied: &Applied,
+    previous: &LlamaDeploymentStatus,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> LlamaDeploymentStatus {
+    let view = View::new(deployment, plan, applied);
+    let verdicts = vec![
+        (ConditionType::Ready, view.ready()),
+        (ConditionType::Available, view.available()),
+        (ConditionType::Reconciling, view.reconciling()),
+        (ConditionType::Stalled, view.stalled()),
+        (ConditionType::ModelReady, view.model_ready()),
+        (ConditionType::Scheduled, view.scheduled()),
+    ];
+    let count = |groups: usize| i32::try_from(groups).unwrap_or(i32::MAX);
+    LlamaDeploymentStatus {
+        observed_generation: generation,
+        conditions: conditions(verdicts, previous, generation, now),
+        replicas: count(
+            plan.groups
+                .iter()
+                .filter(|group| group.has_pods || !group.create.is_empty())
+                .count(),
+        ),
+        ready_replicas: count(view.serving),
+        selector: Some(labels::one_pod_a_group(&deployment.name)),
+        url: Some(names::url(&deployment.name, &deployment.namespace)),
+        served_name: Some(deployment.served_name.clone()),
+        groups: entries(&plan.groups),
+    }
+}
+
+/// The entries of status: all groups, or as many as it may hold, first those with a
+/// history that must not be forgotten.
+fn entries(groups: &[GroupPlan]) -> Vec<GroupStatus> {
+    let mut entries: Vec<_> = groups.iter().map(|group| group.status.clone()).collect();
+    entries.sort_by_key(|entry| {
+        let history = entry.epoch > 0 || entry.last_failure.is_some();
+        (!history, entry.index)
+    });
+    entries.truncate(MAX_GROUP_ENTRIES);
+    entries.sort_by_key(|entry| entry.index);
+    entries
+}
+
+/// The plan with what the conditions need to know of it.
+struct View<'a> {
+    deployment: &'a ValidDeployment,
+    plan: &'a Plan,
+    applied: &'a Applied,
+    wanted: usize,
+    serving: usize,
+    /// Wanted groups that serve at the current revision.
+    settled: usize,
+}
+
+impl<'a> View<'a> {
+    fn new(deployment: &'a ValidDeployment, plan: &'a Plan, applied: &'a Applied) -> Self {
+        let wanted = plan.groups.iter().filter(|group| group.wanted);
+        Self {
+            deployment,
+            plan,
+            applied,
+            wanted: wanted.clone().count(),
+            serving: plan.groups.iter().filter(|group| group.is_ready()).count(),
+            settled: wanted
+                .filter(|group| group.is_ready() && group.status.revision == plan.revision)
+                .count(),
+        }
+    }
+
+    fn wanted_groups(&self) -> impl Iterator<Item = &'a GroupPlan> + use<'a> {
+        self.plan.groups.iter().filter(|group| group.wanted)
+    }
+
+    fn ending(&self) -> usize {
+        self.plan.groups.len() - self.wanted
+    }
+
+    fn failed(&self) -> Option<&'a GroupPlan> {
+        self.wanted_groups()
+            .find(|group| group.status.phase == GroupPhase::Failed)
+    }
+
+    /// Every verdict but one of success begins with how many groups serve.
+    fn counted(&self, text: &str) -> String {
+        let noun = if self.wanted == 1 { "group" } else { "groups" };
+        let Self {
+            serving, wanted, ..
+        } = self;
+        shortened(&format!("{serving} of {wanted} {noun} ready; {text}"))
+    }
+
+    fn name(&self, group: &GroupPlan) -> String {
+        format!("group {}-{}", self.deployment.name, group.status.index)
+    }
+
+    /// What stands in the way, the most telling first.
+    fn obstacle(&self) -> Option<(String, String)> {
+        if let [first, rest @ ..] = self.applied.refused.as_slice() {
+            let more = match rest.len() {
+                0 => String::new(),
+                count => format!(" ({count} more were refused)"),
+            };
+            let reason = Reason::CreationRefused.to_string();
+            return Some((reason, format!("{first}{more}")));
+        }
+        if self.settled == self.wanted {
+            return None;
+        }
+        if let Some(claim) = &self.plan.claim {
+            return Some((claim.reason.to_string(), claim.message.clone()));
+        }
+        if let Some(group) = self.failed() {
+            let failure = group.status.last_failure.as_ref();
+            let reason = failure.map_or_else(
+                || Reason::ContainerExited.to_string(),
+                |failure| failure.reason.clone(),
+            );
+            let message = group.status.message.as_deref().unwrap_or_default();
+            return Some((reason, format!("{}: {message}", self.name(group))));
+        }
+        let (index, obstacle) = self.plan.obstacles.iter().min_by_key(|(index, found)| {
+            let unschedulable = found.reason == Reason::Unschedulable;
+            (unschedulable, *index)
+        })?;
+        let message = format!(
+            "group {}-{index}: {}",
+            self.deployment.name, obstacle.message
+        );
+        Some((obstacle.reason.to_string(), message))
+    }
+
+    fn ready(&self) -> Verdict {
+        let Self { wanted, .. } = self;
+        if self.deployment.suspend {
+            let message = match self.ending() {
+                0 => "Suspended: no group runs. Set spec.suspend to false to serve.".to_owned(),
+                count => format!("Suspended: {count} groups are ending."),
+            };
+            return Verdict::new("False", Reason::Suspended, message);
+        }
+        if let Some((reason, message)) = self.obstacle() {
+            return Verdict::new("False", reason, self.counted(&message));
+        }
+        if self.settled < self.wanted {
+            let (reason, message) = self.progress();
+            return Verdict::new("False", reason, self.counted(&message));
+        }
+        if self.wanted == 0 {
+            return Verdict::new("True", Reason::ScaledToZero, "spec.replicas is 0.");
+        }
+        let ending = match self.ending() {
+            0 => String::new(),
+            count => format!(" {count} more are ending."),
+        };
+        let message = format!("{wanted} of {wanted} groups ready.{ending}");
+        Verdict::new("True", Reason::AllGroupsReady, message)
+    }
+
+    /// What is under way, when nothing stands in the way.
+    fn progress(&self) -> (Reason, String) {
+        let not_ready = self.wanted_groups().find(|group| !group.is_ready());
+        let tell = |group: &GroupPlan| {
+            let message = group.status.message.as_deref().unwrap_or_default();
+            format!("{}: {message}", self.name(group))
+        };
+        let restarting = self
+            .wanted_groups()
+            .find(|group| group.status.phase == GroupPhase::Restarting);
+        if let Some(group) = restarting {
+            return (Reason::GroupRestarting, tell(group));
+        }
+        let outdated = self
+            .wanted_groups()
+            .filter(|group| group.status.revision != self.plan.revision)
+            .count();
+        let moving = not_ready.is_some_and(|group| group.status.phase == GroupPhase::Draining);
+        if outdated > 0 || moving {
+            let text = not_ready.map(tell).unwrap_or_default();
+            let message = format!("{outdated} still have the old revision; {text}");
+            return (Reason::RollingUpdate, message);
+        }
+        let reason = if self.serving > 0 {
+            Reason::SomeGroupsReady
+        } else {
+            Reason::GroupsStarting
+        };
+        (reason, not_ready.map(tell).unwrap_or_default())
+    }
+
+    fn available(&self) -> Verdict {
+        if self.serving > 0 {
+            let message = format!("{} groups serve.", self.serving);
+            return Verdict::new("True", Reason::AsExpected, message);
+        }
+        Verdict::new("False", Reason::NoGroupReady, "No group serves.")
+    }
+
+    fn reconciling(&self) -> Verdict {
+        let busy =
+            self.settled < self.wanted || self.ending() > 0 || !self.applied.refused.is_empty();
+        if !busy || self.is_stalled() {
+            return Verdict::new("False", Reason::Settled, "Nothing is under way.");
+        }
+        if self.settled == self.wanted && self.ending() > 0 {
+            let message = format!("{} groups are ending.", self.ending());
+            return Verdict::new("True", Reason::GroupsEnding, message);
+        }
+        let (reason, message) = self.progress();
+        Verdict::new("True", reason, shortened(&message))
+    }
+
+    /// A permanent failure, and nothing else that still moves.
+    fn is_stalled(&self) -> bool {
+        self.failed().is_some()
+    }
+
+    fn stalled(&self) -> Verdict {
+        match self.failed().and_then(|group| {
+            let failure = group.status.last_failure.as_ref()?;
+            let message = group.status.message.as_deref().unwrap_or_default();
+            let message = format!("{}: {message}", self.name(group));
+            Some(Verdict::new("True", &failure.reason, shortened(&message)))
+        }) {
+            Some(verdict) => verdict,
+            None => Verdict::new("False", Reason::AsExpected, "Nothing has failed for good."),
+        }
+    }
+
+    fn model_ready(&self) -> Verdict {
+        let obstacles = self.plan.obstacles.iter().map(|(_, found)| found);
+        let in_the_way = self
+            .plan
+            .claim
+            .iter()
+            .chain(obstacles)
+            .find(|found| Obstacle::concerns_model(found));
+        let failed = self.failed().and_then(|group| {
+            let failure = group.status.last_failure.as_ref()?;
+            failure::concerns_model(&failure.reason).then_some(failure)
+        });
+        if let Some(failure) = failed {
+            return Verdict::new("False", &failure.reason, &failure.message);
+        }
+        if let Some(found) = in_the_way {
+            return Verdict::new("False", found.reason, shortened(&found.message));
+        }
+        if self.settled > 0 {
+            let message = format!("{} groups have loaded it.", self.settled);
+            return Verdict::new("True", Reason::ModelLoaded, message);
+        }
+        if self.wanted == 0 {
+            return Verdict::new("Unknown", Reason::NoPods, "No group is wanted.");
+        }
+        Verdict::new(
+            "Unknown",
+            Reason::ModelLoading,
+            "No group has loaded it yet.",
+        )
+    }
+
+    fn scheduled(&self) -> Verdict {
+        let mut stuck: Vec<_> = self
+            .plan
+            .obstacles
+            .iter()
+            .filter(|(_, found)| found.reason == Reason::Unschedulable)
+            .collect();
+        stuck.sort();
+        if let Some((index, found)) = stuck.first() {
+            let pods = stuck.len();
+            let mut groups: Vec<_> = stuck.iter().map(|(index, _)| index).collect();
+            groups.dedup();
+            let message = format!(
+                "{pods} pods of {} groups have no node; group {}-{index}: {}",
+                groups.len(),
+                self.deployment.name,
+                found.message
+            );
+            return Verdict::new("False", Reason::Unschedulable, shortened(&message));
+        }
+        let phases: Vec<_> = self
+            .wanted_groups()
+            .map(|group| group.status.phase)
+            .collect();
+        let without =
+            |phase: &GroupPhase| matches!(phase, GroupPhase::Waiting | GroupPhase::Restarting);
+        if phases.iter().all(without) {
+            return Verdict::new("Unknown", Reason::NoPods, "No pod exists.");
+        }
+        let waiting = |phase: &GroupPhase| without(phase) || *phase == GroupPhase::Scheduling;
+        if phases.iter().any(waiting) {
+            let message = "Some pods have yet to get a node.";
+            return Verdict::new("Unknown", Reason::GroupsStarting, message);
+        }
+        Verdict::new("True", Reason::AllPodsScheduled, "Every pod has a node.")
+    }
+}
+
+/// The condition of type `type_` in `status`.
+pub fn find(status: &LlamaDeploymentStatus, type_: ConditionType) -> Option<&Condition> {
+    status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == type_.as_str())
+}
+
+/// Adds times: a condition whose status stays keeps the time of its last transition.
+fn conditions(
+    mut verdicts: Vec<(ConditionType, Verdict)>,
+    previous: &LlamaDeploymentStatus,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    verdicts.sort_by_key(|(type_, _)| *type_);
+    verdicts
+        .into_iter()
+        .map(|(type_, verdict)| {
+            let since = find(previous, type_)
+                .filter(|old| old.status == verdict.status)
+                .map_or_else(|| Time(now), |old| old.last_transition_time.clone());
+            Condition {
+                type_: type_.as_str().to_owned(),
+                status: verdict.status.to_owned(),
+                reason: verdict.reason,
+                message: verdict.message,
+                observed_generation: generation,
+                last_transition_time: since,
+            }
+        })
+        .collect()
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MESSAGE_LIMIT) {
+        None => text.to_owned(),
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+    }
+}

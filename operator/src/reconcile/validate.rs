@@ -1,0 +1,378 @@
+//! Step 2: from what the user wrote to what can be planned. Pure.
+//!
+//! The schema refuses most of this at admission; it is checked again because an object
+//! may be older than the installed schema.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::Resource;
+use llama_crds::v1alpha1::{
+    Accelerator, Gpu, ImagePullPolicy, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
+    MAX_NAME_LENGTH, MIN_MEMORY_BYTES, Placement,
+};
+
+use super::observe::Observed;
+use super::quantity;
+use crate::names;
+
+/// Why a spec cannot be planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValidationError {
+    /// A field of metadata that the API server always sets is absent.
+    #[error("metadata.{0} is missing")]
+    IncompleteMetadata(&'static str),
+    /// The name cannot be part of pod and Service names.
+    #[error(
+        "metadata.name {name:?} must have at most {MAX_NAME_LENGTH} characters, start with a \
+         letter and have only lower-case letters, digits and '-'"
+    )]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// Not exactly one model source.
+    #[error("spec.model.source must have exactly one of pvc and image, and has {count}")]
+    NotOneSource {
+        /// How many it has.
+        count: usize,
+    },
+    /// A path that does not name a file where it may.
+    #[error("{field} {path:?} {problem}")]
+    BadPath {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        path: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A number out of its range.
+    #[error("{field} is {value} and must be {least} to {most}")]
+    OutOfRange {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: i32,
+        /// Least value.
+        least: i32,
+        /// Greatest value.
+        most: i32,
+    },
+    /// The ranks cannot be shared out evenly.
+    #[error(
+        "spec.parallelism.tensor {tensor} is not a multiple of nodes {nodes}: every pod of a \
+         group runs the same number of ranks"
+    )]
+    UnevenRanks {
+        /// Ranks of a group.
+        tensor: u32,
+        /// Pods of a group.
+        nodes: u32,
+    },
+    /// GPU settings without GPUs.
+    #[error("spec.resources.gpu is set, but spec.resources.accelerator is Cpu")]
+    GpuWithoutAccelerator,
+    /// A quantity that does not parse or is too small.
+    #[error("{field} is {value:?} and must be a quantity of at least {least}")]
+    BadQuantity {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// Least value.
+        least: &'static str,
+    },
+    /// A Service of a needed name is not ours to change.
+    #[error(
+        "Service {service} is needed but belongs to {owner}; rename the LlamaDeployment or remove \
+         the Service"
+    )]
+    NameConflict {
+        /// The Service.
+        service: String,
+        /// Who has it.
+        owner: String,
+    },
+}
+
+impl ValidationError {
+    /// The same in one word, for conditions and metrics.
+    pub fn reason(&self) -> llama_crds::v1alpha1::Reason {
+        match self {
+            Self::NameConflict { .. } => llama_crds::v1alpha1::Reason::NameConflict,
+            _ => llama_crds::v1alpha1::Reason::InvalidSpec,
+        }
+    }
+}
+
+/// Where the model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file on a claim.
+    Claim {
+        /// Name of the claim.
+        claim: String,
+        /// Path inside the volume.
+        path: String,
+    },
+    /// A file in an image.
+    Image {
+        /// The image.
+        reference: String,
+        /// Path inside the image.
+        path: String,
+        /// When to pull it.
+        pull_policy: Option<ImagePullPolicy>,
+    },
+}
+
+/// A deployment that can be planned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValidDeployment {
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// UID.
+    pub uid: String,
+    /// Owner reference for everything that belongs to it.
+    pub owner: OwnerReference,
+    /// Name that clients send as `model`.
+    pub served_name: String,
+    /// Where the model comes from.
+    pub source: Source,
+    /// Ranks of a group.
+    pub tensor: u32,
+    /// Pods of a group.
+    pub nodes: u32,
+    /// The extended resource of GPUs; `None` for CPU.
+    pub gpu: Option<Gpu>,
+    /// CPU request of a pod.
+    pub cpu: String,
+    /// Compute threads of each rank.
+    pub threads_per_rank: u32,
+    /// Memory request and limit of a pod.
+    pub memory: String,
+    /// Longest sequence.
+    pub max_tokens: Option<u32>,
+    /// Groups.
+    pub replicas: u32,
+    /// Which nodes.
+    pub placement: Placement,
+    /// No pods at all.
+    pub suspend: bool,
+}
+
+impl ValidDeployment {
+    /// Ranks of each pod.
+    pub fn ranks_per_pod(&self) -> u32 {
+        self.tensor / self.nodes
+    }
+
+    /// Groups that should exist now.
+    pub fn wanted_groups(&self) -> u32 {
+        if self.suspend { 0 } else { self.replicas }
+    }
+}
+
+/// Checks `object` as far as the cluster's state `observed` and the spec allow.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn validate(
+    object: &LlamaDeployment,
+    observed: &Observed,
+) -> Result<ValidDeployment, ValidationError> {
+    let (name, namespace, uid, owner) = identity(object)?;
+    let spec = &object.spec;
+    let tensor = in_range("spec.parallelism.tensor", spec.parallelism.tensor, 1, 64)?;
+    let nodes = in_range("spec.parallelism.nodes", spec.parallelism.nodes, 1, 64)?;
+    if tensor % nodes != 0 {
+        return Err(ValidationError::UnevenRanks { tensor, nodes });
+    }
+    let max_tokens = spec
+        .context
+        .and_then(|context| context.max_tokens)
+        .map(|tokens| in_range("spec.context.maxTokens", tokens, 1, 1_048_576))
+        .transpose()?;
+    let gpu = match (spec.resources.accelerator, &spec.resources.gpu) {
+        (Accelerator::Cpu, None) => None,
+        (Accelerator::Cpu, Some(_)) => return Err(ValidationError::GpuWithoutAccelerator),
+        (Accelerator::Gpu, gpu) => Some(gpu.clone().unwrap_or_default()),
+    };
+    let cpu_millis = cpu_millis(spec)?;
+    let threads = cpu_millis / 1000 / u64::from(tensor / nodes);
+    let valid = ValidDeployment {
+        served_name: spec
+            .model
+            .served_name
+            .clone()
+            .unwrap_or_else(|| name.clone()),
+        source: source(spec)?,
+        tensor,
+        nodes,
+        gpu,
+        cpu: spec.resources.cpu.0.clone(),
+        threads_per_rank: u32::try_from(threads.clamp(1, 1024)).unwrap_or(1),
+        memory: memory(spec)?,
+        max_tokens,
+        replicas: in_range("spec.replicas", spec.replicas, 0, MAX_GROUPS)?,
+        placement: spec.placement.clone().unwrap_or_default(),
+        suspend: spec.suspend,
+        name,
+        namespace,
+        uid,
+        owner,
+    };
+    free_names(&valid, observed)?;
+    Ok(valid)
+}
+
+fn identity(
+    object: &LlamaDeployment,
+) -> Result<(String, String, String, OwnerReference), ValidationError> {
+    let meta = &object.metadata;
+    let required = |value: &Option<String>, field| {
+        value
+            .clone()
+            .ok_or(ValidationError::IncompleteMetadata(field))
+    };
+    let name = required(&meta.name, "name")?;
+    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = name.len() <= MAX_NAME_LENGTH
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && !name.ends_with('-')
+        && name.chars().all(letters);
+    if !good {
+        return Err(ValidationError::BadName { name });
+    }
+    let owner = object
+        .controller_owner_ref(&())
+        .ok_or(ValidationError::IncompleteMetadata("uid"))?;
+    let owner = OwnerReference {
+        block_owner_deletion: Some(true),
+        ..owner
+    };
+    Ok((
+        name,
+        required(&meta.namespace, "namespace")?,
+        required(&meta.uid, "uid")?,
+        owner,
+    ))
+}
+
+fn in_range(
+    field: &'static str,
+    value: i32,
+    least: i32,
+    most: i32,
+) -> Result<u32, ValidationError> {
+    let error = ValidationError::OutOfRange {
+        field,
+        value,
+        least,
+        most,
+    };
+    if (least..=most).contains(&value) {
+        u32::try_from(value).map_err(|_| error)
+    } else {
+        Err(error)
+    }
+}
+
+fn source(spec: &LlamaDeploymentSpec) -> Result<Source, ValidationError> {
+    let source = &spec.model.source;
+    match (&source.pvc, &source.image) {
+        (Some(pvc), None) => {
+            let field = "spec.model.source.pvc.path";
+            Ok(Source::Claim {
+                claim: pvc.claim_name.clone(),
+                path: good_path(field, &pvc.path, &pvc.path)?,
+            })
+        }
+        (None, Some(image)) => {
+            let field = "spec.model.source.image.path";
+            let Some(inside) = image.path.strip_prefix('/') else {
+                return Err(ValidationError::BadPath {
+                    field,
+                    path: image.path.clone(),
+                    problem: "must start with '/': it is a path inside the image",
+                });
+            };
+            Ok(Source::Image {
+                reference: image.reference.clone(),
+                path: good_path(field, &image.path, inside)?,
+                pull_policy: image.pull_policy,
+            })
+        }
+        (pvc, image) => Err(ValidationError::NotOneSource {
+            count: usize::from(pvc.is_some()) + usize::from(image.is_some()),
+        }),
+    }
+}
+
+/// `path`, if `inside` (the same without the leading slash that it may have) is made of
+/// plain names only.
+fn good_path(field: &'static str, path: &str, inside: &str) -> Result<String, ValidationError> {
+    if inside
+        .split('/')
+        .any(|part| matches!(part, "" | "." | ".."))
+    {
+        return Err(ValidationError::BadPath {
+            field,
+            path: path.to_owned(),
+            problem: "must name a file, without empty, '.' or '..' parts",
+        });
+    }
+    Ok(path.to_owned())
+}
+
+fn cpu_millis(spec: &LlamaDeploymentSpec) -> Result<u64, ValidationError> {
+    let value = &spec.resources.cpu.0;
+    match quantity::thousandths(value) {
+        Some(millis) if millis > 0 => Ok(millis),
+        _ => Err(ValidationError::BadQuantity {
+            field: "spec.resources.cpu",
+            value: value.clone(),
+            least: "1m",
+        }),
+    }
+}
+
+fn memory(spec: &LlamaDeploymentSpec) -> Result<String, ValidationError> {
+    let value = &spec.resources.memory.0;
+    match quantity::thousandths(value) {
+        Some(thousandths) if thousandths / 1000 >= MIN_MEMORY_BYTES => Ok(value.clone()),
+        _ => Err(ValidationError::BadQuantity {
+            field: "spec.resources.memory",
+            value: value.clone(),
+            least: "32Mi",
+        }),
+    }
+}
+
+/// A Service that somebody else made must not be taken over: its selector would change
+/// under its owner.
+fn free_names(valid: &ValidDeployment, observed: &Observed) -> Result<(), ValidationError> {
+    let needed = [
+        names::client_service(&valid.name),
+        names::ranks_service(&valid.name),
+    ];
+    for service in &observed.services {
+        let meta = &service.metadata;
+        let Some(name) = meta.name.as_ref().filter(|name| needed.contains(name)) else {
+            continue;
+        };
+        let owners = meta.owner_references.as_deref().unwrap_or_default();
+        if owners.iter().any(|owner| owner.uid == valid.uid) {
+            continue;
+        }
+        return Err(ValidationError::NameConflict {
+            service: name.clone(),
+            owner: owners.first().map_or_else(
+                || "nobody known to the cluster".to_owned(),
+                |owner| format!("{} {} (UID {})", owner.kind, owner.name, owner.uid),
+            ),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! What keeps pods from starting. Pure.
+
+use llama_crds::v1alpha1::Reason;
+
+use super::observe::Claim;
+use super::plan::FETCH_CONTAINER;
+use super::pods::PodView;
+use super::validate::{Source, ValidDeployment};
+
+/// Something that keeps a pod from starting.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Obstacle {
+    /// The kind.
+    pub reason: Reason,
+    /// What to do about it, with names.
+    pub message: String,
+}
+
+impl Obstacle {
+    /// Whether the model cannot be had.
+    pub fn concerns_model(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::PersistentVolumeClaimNotFound
+                | Reason::PersistentVolumeClaimPending
+                | Reason::PersistentVolumeClaimLost
+                | Reason::ModelImagePullFailed
+        )
+    }
+}
+
+/// What is wrong with the claim, if the deployment needs one.
+pub fn of_claim(deployment: &ValidDeployment, claim: &Claim) -> Option<Obstacle> {
+    let Source::Claim { claim: name, .. } = &deployment.source else {
+        return None;
+    };
+    let namespace = &deployment.namespace;
+    let Claim::Found(found) = claim else {
+        return Some(Obstacle {
+            reason: Reason::PersistentVolumeClaimNotFound,
+            message: format!(
+                "PersistentVolumeClaim {name} of spec.model.source.pvc does not exist in \
+                 namespace {namespace}; create it or name another"
+            ),
+        });
+    };
+    if found.metadata.deletion_timestamp.is_some() {
+        return Some(Obstacle {
+            reason: Reason::PersistentVolumeClaimLost,
+            message: format!(
+                "PersistentVolumeClaim {name} is being deleted; new pods cannot use it"
+            ),
+        });
+    }
+    let phase = found
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    match phase {
+        Some("Lost") => Some(Obstacle {
+            reason: Reason::PersistentVolumeClaimLost,
+            message: format!(
+                "PersistentVolumeClaim {name} has lost its volume; restore the volume or name \
+                 another claim"
+            ),
+        }),
+        Some("Bound") => None,
+        // A class that waits for the first consumer binds once a pod is scheduled.
+        _ => Some(Obstacle {
+            reason: Reason::PersistentVolumeClaimPending,
+            message: format!(
+                "PersistentVolumeClaim {name} is not bound to a volume yet; see `kubectl -n \
+                 {namespace} describe pvc {name}`"
+            ),
+        }),
+    }
+}
+
+/// What keeps `pod` from getting a node.
+pub fn of_scheduling(pod: &PodView<'_>) -> Option<Obstacle> {
+    let scheduled = pod.condition("PodScheduled")?;
+    let stuck = scheduled.status == "False" && scheduled.reason.as_deref() == Some("Unschedulable");
+    stuck.then(|| Obstacle {
+        reason: Reason::Unschedulable,
+        message: scheduled.message.clone().unwrap_or_default(),
+    })
+}
+
+/// What keeps a container of `pod` from starting.
+pub fn of_containers(pod: &PodView<'_>, deployment: &ValidDeployment) -> Option<Obstacle> {
+    pod.containers().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let why = waiting.reason.as_deref()?;
+        let text = waiting.message.as_deref().unwrap_or("no message");
+        // The kubelet alternates between trying and backing off; the cause stays the same.
+        let (why, text) = match (why, text.split_once("ErrImagePull: ")) {
+            ("ImagePullBackOff", Some((_, cause))) => ("ErrImagePull", cause),
+            _ => (why, text),
+        };
+        let on = pod.node_name().unwrap_or("no node");
+        let image = &container.image;
+        let reason = match why {
+            "ErrImagePull"
+            | "ImagePullBackOff"
+            | "ErrImageNeverPull"
+            | "InvalidImageName"
+            | "ImageInspectError"
+            | "RegistryUnavailable"
+            | "SignatureValidationFailed" => {
+                if container.name == FETCH_CONTAINER {
+                    Reason::ModelImagePullFailed
+                } else {
+                    Reason::WorkerImagePullFailed
+                }
+            }
+            "CreateContainerConfigError"
+            | "CreateContainerError"
+            | "RunContainerError"
+            | "PreStartHookError"
+            | "PostStartHookError" => Reason::ContainerNotStarting,
+            _ => return None,
+        };
+        let message = match (reason, &deployment.source) {
+            (Reason::ModelImagePullFailed, Source::Image { reference, .. }) => {
+                format!("model image {reference} cannot be pulled on node {on} ({why}): {text}")
+            }
+            (Reason::ContainerNotStarting, _) => format!(
+                "container {} of pod {} cannot start on node {on} ({why}): {text}",
+                container.name, pod.name
+            ),
+            _ => format!("worker image {image} cannot be pulled on node {on} ({why}): {text}"),
+        };
+        Some(Obstacle { reason, message })
+    })
+}

@@ -1,0 +1,279 @@
+//! Runs everything and ends everything: the controllers, the HTTP server, the lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::select_all;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::{self, Controller};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
+use kube::{Api, Client, Config, ResourceExt};
+use llama_crds::v1alpha1::LlamaDeployment;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::Args;
+use crate::backoff::Backoff;
+use crate::context::{Context, Settings};
+use crate::http::{self, Readiness};
+use crate::labels;
+use crate::lease::{Candidate, LeaseError};
+use crate::metrics::Metrics;
+use crate::reconcile::plan::WorkerSettings;
+use crate::reconcile::{self, Guarded};
+
+/// Longest round.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(15);
+/// The server ends a watch after this long, so that a dead connection shows soon.
+const WATCH_SECONDS: u32 = 45;
+/// Longest silence on a connection; more than a watch lasts.
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events of one object this close together make one round.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// Time that running rounds get to finish at the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no cluster to talk to.
+    #[error("find the cluster: neither a kubeconfig nor a service account")]
+    Config(#[source] Box<kube::config::InferConfigError>),
+    /// The client cannot be made.
+    #[error("make the client of the API server")]
+    Client(#[source] Box<kube::Error>),
+    /// The address of the HTTP server is not to be had.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The HTTP server ended.
+    #[error("serve HTTP")]
+    Http(#[source] std::io::Error),
+    /// Signals cannot be received.
+    #[error("receive signals")]
+    Signals(#[source] std::io::Error),
+    /// The lease went to another process or could not be renewed.
+    #[error("lead")]
+    Lease(#[source] LeaseError),
+    /// No random numbers.
+    #[error("draw a name for this process")]
+    Random(#[source] getrandom::Error),
+    /// The controllers ended without being asked to.
+    #[error("the watch of LlamaDeployments ended")]
+    WatchEnded,
+}
+
+/// Runs until a signal, or until something that must run has ended.
+///
+/// # Errors
+/// Whatever ended it, unless that was SIGTERM or SIGINT.
+pub async fn run(args: Args) -> Result<(), RunError> {
+    let client = client().await?;
+    let identity = format!("{}_{}", args.identity, unique()?);
+    let context = Arc::new(Context {
+        client: client.clone(),
+        metrics: Arc::new(Metrics::new()),
+        backoff: Backoff::default(),
+        settings: Settings {
+            worker: WorkerSettings {
+                image: args.worker_image.clone(),
+                pull_policy: args.worker_image_pull_policy.clone(),
+                drain_seconds: args.drain_seconds,
+            },
+            reconcile_timeout: RECONCILE_TIMEOUT,
+            identity: args.identity.clone(),
+        },
+    });
+    let address = args.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen { address, source })?;
+    let (stop, readiness) = (CancellationToken::new(), Readiness::default());
+    let mut candidate = args
+        .lease_namespace
+        .as_deref()
+        .map(|namespace| Candidate::new(client, namespace, &args.lease_name, &identity));
+
+    let server = http::serve(
+        listener,
+        Arc::clone(&context),
+        readiness.clone(),
+        stop.clone(),
+    );
+    let duty = lead(&args, &context, &readiness, candidate.as_mut(), &stop);
+    let result = tokio::select! {
+        result = server => result.map_err(RunError::Http),
+        result = duty => result,
+        result = ended_by_signal(&stop) => result,
+    };
+    stop.cancel();
+    if let Some(candidate) = &mut candidate {
+        candidate.release().await;
+    }
+    result
+}
+
+async fn client() -> Result<Client, RunError> {
+    let mut config = Config::infer()
+        .await
+        .map_err(|error| RunError::Config(Box::new(error)))?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    Client::try_from(config).map_err(|error| RunError::Client(Box::new(error)))
+}
+
+/// Tells processes of one name apart.
+fn unique() -> Result<String, RunError> {
+    let mut bytes = [0_u8; 4];
+    getrandom::fill(&mut bytes).map_err(RunError::Random)?;
+    Ok(format!("{:08x}", u32::from_ne_bytes(bytes)))
+}
+
+/// Asks everything to stop at the first signal, and leaves running rounds some time.
+async fn ended_by_signal(stop: &CancellationToken) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("asked to stop");
+    stop.cancel();
+    tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
+    tracing::warn!("stopping although rounds are still running");
+    Ok(())
+}
+
+/// Waits for the lease, if there is one, and then runs the controllers while it lasts.
+async fn lead(
+    args: &Args,
+    context: &Arc<Context>,
+    readiness: &Readiness,
+    candidate: Option<&mut Candidate>,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    // Standing by is a duty too: a second replica is ready.
+    readiness.set();
+    let Some(candidate) = candidate else {
+        context.metrics.set_leader(true);
+        return control(args, context, stop).await;
+    };
+    tokio::select! {
+        () = candidate.acquire() => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    context.metrics.set_leader(true);
+    let result = tokio::select! {
+        result = control(args, context, stop) => result,
+        lost = candidate.keep() => Err(RunError::Lease(lost)),
+    };
+    context.metrics.set_leader(false);
+    result
+}
+
+/// Runs one controller for each watched namespace, or one for all.
+async fn control(
+    args: &Args,
+    context: &Arc<Context>,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let scopes: Vec<Option<&str>> = match args.watch_namespace.as_slice() {
+        [] => vec![None],
+        names => names.iter().map(|name| Some(name.as_str())).collect(),
+    };
+    tracing::info!(namespaces = ?args.watch_namespace, "watching LlamaDeployments");
+    let rounds = scopes.into_iter().map(|namespace| {
+        controller(&context.client, namespace, args.concurrency)
+            .graceful_shutdown_on(stop.clone().cancelled_owned())
+            .run(
+                reconcile::reconcile,
+                reconcile::error_policy,
+                Arc::clone(context),
+            )
+            .boxed()
+    });
+    let mut rounds = select_all(rounds);
+    while let Some(round) = rounds.next().await {
+        // Failed rounds were logged by the error policy.
+        match round {
+            Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
+            Err(controller::Error::ObjectNotFound(object)) => {
+                context.metrics.forget(&format!(
+                    "{}/{}",
+                    object.namespace.unwrap_or_default(),
+                    object.name
+                ));
+            }
+            Err(error) => {
+                context.metrics.watch_failed();
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "watch failed, opening it again");
+            }
+        }
+    }
+    if stop.is_cancelled() {
+        Ok(())
+    } else {
+        Err(RunError::WatchEnded)
+    }
+}
+
+fn controller(client: &Client, namespace: Option<&str>, concurrency: u16) -> Controller<Guarded> {
+    let watch = || watcher::Config::default().timeout(WATCH_SECONDS);
+    let ours = || watch().labels(&labels::managed());
+    let controller = Controller::new(scoped::<Guarded>(client, namespace), watch()).with_config(
+        controller::Config::default()
+            .concurrency(concurrency)
+            .debounce(DEBOUNCE),
+    );
+    let store = controller.store();
+    controller
+        .owns(scoped::<Pod>(client, namespace), ours())
+        .owns(scoped::<Service>(client, namespace), ours())
+        .watches(
+            scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
+            watch(),
+            move |claim| users_of(&claim, &store),
+        )
+}
+
+/// Which deployments have their model on `claim`.
+fn users_of(
+    claim: &PartialObjectMeta<PersistentVolumeClaim>,
+    store: &Store<Guarded>,
+) -> Vec<ObjectRef<Guarded>> {
+    let (name, namespace) = (claim.name_any(), claim.namespace());
+    let uses = |object: &LlamaDeployment| {
+        let source = object.spec.model.source.pvc.as_ref();
+        object.namespace() == namespace && source.is_some_and(|pvc| pvc.claim_name == name)
+    };
+    store
+        .state()
+        .iter()
+        .filter(|object| object.0.as_ref().is_ok_and(uses))
+        .map(|object| ObjectRef::from_obj(object.as_ref()))
+        .collect()
+}
+
+/// Objects of one namespace, or of all.
+fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match namespace {
+        None => Api::all(client.clone()),
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+    }
+}
