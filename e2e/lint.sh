@@ -19,5 +19,6 @@ check formatting cargo fmt --all --check
 check "dependency rules" cargo deny --log-level error --offline check licenses bans sources
 check "shell scripts" shell_scripts
 check clippy cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
+check chart charts/llama-operator/check.sh
 check "generated files" cargo run --quiet --locked -p llama-crds --bin crdgen -- check
 check documentation documentation
