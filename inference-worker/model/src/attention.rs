@@ -6,12 +6,9 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 
 use crate::config::LlamaConfig;
 use crate::kernels::{self, Format, Isa, Rows};
-use crate::kv::{CHUNK_TOKENS, Half, KvCache};
+use crate::kv::{ATTENTION_TILE_TOKENS, CHUNK_TOKENS, Half, KvCache};
 use crate::ops::values;
 use crate::threads::Threads;
-
-/// Tokens of a sequence whose attention is computed together.
-const TILE_TOKENS: usize = 16;
 
 /// Rotary position embedding (Su et al. 2021) in the layout of GGUF: dimensions
 /// 2j and 2j+1 of a head turn together.
@@ -74,8 +71,8 @@ impl StepRows {
             turns: Vec::new(),
         };
         for (slot, start, len) in sequences {
-            for offset in (0..len).step_by(TILE_TOKENS) {
-                let tokens = TILE_TOKENS.min(len - offset);
+            for offset in (0..len).step_by(ATTENTION_TILE_TOKENS) {
+                let tokens = ATTENTION_TILE_TOKENS.min(len - offset);
                 rows.tiles.push((rows.places.len(), tokens));
                 for position in start + offset..start + offset + tokens {
                     rows.places.push((slot, position));

@@ -6,6 +6,9 @@ use crate::shard::Shard;
 /// Tokens for which memory is taken at a time.
 pub const CHUNK_TOKENS: usize = 64;
 
+/// Tokens of a sequence whose attention is computed together.
+pub(crate) const ATTENTION_TILE_TOKENS: usize = 16;
+
 /// Which half of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Half {

@@ -130,9 +130,11 @@ impl<T: Quarters> Unpack<Avx2> for T {
     unsafe fn multiply(block: *const u8, x: *const f32, mut sum: __m256) -> __m256 {
         // SAFETY: the caller's promise: a block, and 32 values of `x`.
         unsafe {
-            for (i, quarter) in T::quarters(block).into_iter().enumerate() {
-                sum = _mm256_fmadd_ps(quarter, _mm256_loadu_ps(x.add(8 * i)), sum);
-            }
+            let [a, b, c, d] = T::quarters(block);
+            sum = _mm256_fmadd_ps(a, _mm256_loadu_ps(x), sum);
+            sum = _mm256_fmadd_ps(b, _mm256_loadu_ps(x.add(8)), sum);
+            sum = _mm256_fmadd_ps(c, _mm256_loadu_ps(x.add(16)), sum);
+            sum = _mm256_fmadd_ps(d, _mm256_loadu_ps(x.add(24)), sum);
         }
         sum
     }
@@ -141,9 +143,11 @@ impl<T: Quarters> Unpack<Avx2> for T {
     unsafe fn unpack(block: *const u8, out: *mut f32) {
         // SAFETY: the caller's promise: a block, and room for 32 values.
         unsafe {
-            for (i, quarter) in T::quarters(block).into_iter().enumerate() {
-                _mm256_storeu_ps(out.add(8 * i), quarter);
-            }
+            let [a, b, c, d] = T::quarters(block);
+            _mm256_storeu_ps(out, a);
+            _mm256_storeu_ps(out.add(8), b);
+            _mm256_storeu_ps(out.add(16), c);
+            _mm256_storeu_ps(out.add(24), d);
         }
     }
 }

@@ -133,14 +133,14 @@ unsafe fn nibble_values() -> __m512 {
 /// values that a nibble can stand for. The lookup reads four bits of each lane
 /// only, so that nothing needs masking.
 #[inline(always)]
-unsafe fn look_up(nibbles: *const u8, table: __m512) -> [__m512; 2] {
+unsafe fn look_up(nibbles: *const u8, table: __m512) -> (__m512, __m512) {
     // SAFETY: the caller's promise: 16 bytes at `nibbles`.
     unsafe {
         let lanes: __m512i = _mm512_cvtepu8_epi32(bytes_16(nibbles));
-        [
+        (
             _mm512_permutexvar_ps(lanes, table),
             _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(lanes), table),
-        ]
+        )
     }
 }
 
@@ -151,7 +151,7 @@ trait Halves {
 
     /// # Safety
     /// The CPU has AVX-512F and F16C, and `block` points to a block.
-    unsafe fn halves(block: *const u8) -> [__m512; 2];
+    unsafe fn halves(block: *const u8) -> (__m512, __m512);
 }
 
 impl<T: Halves> Unpack<Avx512> for T {
@@ -162,7 +162,7 @@ impl<T: Halves> Unpack<Avx512> for T {
     unsafe fn multiply(block: *const u8, x: *const f32, sum: __m512) -> __m512 {
         // SAFETY: the caller's promise: a block, and 32 values of `x`.
         unsafe {
-            let [low, high] = T::halves(block);
+            let (low, high) = T::halves(block);
             let sum = _mm512_fmadd_ps(low, _mm512_loadu_ps(x), sum);
             _mm512_fmadd_ps(high, _mm512_loadu_ps(x.add(16)), sum)
         }
@@ -172,7 +172,7 @@ impl<T: Halves> Unpack<Avx512> for T {
     unsafe fn unpack(block: *const u8, out: *mut f32) {
         // SAFETY: the caller's promise: a block, and room for 32 values.
         unsafe {
-            let [low, high] = T::halves(block);
+            let (low, high) = T::halves(block);
             _mm512_storeu_ps(out, low);
             _mm512_storeu_ps(out.add(16), high);
         }
@@ -191,13 +191,13 @@ impl Halves for F32 {
     const PLAIN: bool = true;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> [__m512; 2] {
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
         unsafe {
-            [
+            (
                 _mm512_loadu_ps(block.cast()),
                 _mm512_loadu_ps(block.add(64).cast()),
-            ]
+            )
         }
     }
 }
@@ -206,13 +206,13 @@ impl Halves for F16 {
     const BYTES: usize = 64;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> [__m512; 2] {
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
         unsafe {
-            [
+            (
                 _mm512_cvtph_ps(words_16(block)),
                 _mm512_cvtph_ps(words_16(block.add(32))),
-            ]
+            )
         }
     }
 }
@@ -221,15 +221,15 @@ impl Halves for Bf16 {
     const BYTES: usize = 64;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> [__m512; 2] {
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
         unsafe {
             let low = _mm512_cvtepu16_epi32(words_16(block));
             let high = _mm512_cvtepu16_epi32(words_16(block.add(32)));
-            [
+            (
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(low)),
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(high)),
-            ]
+            )
         }
     }
 }
@@ -238,7 +238,7 @@ impl Halves for Q4_0 {
     const BYTES: usize = 18;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> [__m512; 2] {
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
         unsafe {
             let centred = _mm512_add_ps(nibble_values(), _mm512_set1_ps(-8.0));
@@ -252,7 +252,7 @@ impl Halves for Q4_1 {
     const BYTES: usize = 20;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> [__m512; 2] {
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
         unsafe {
             let scaled = _mm512_mul_ps(nibble_values(), splat_half(block));
@@ -266,16 +266,16 @@ impl Halves for Q8_0 {
     const BYTES: usize = 34;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> [__m512; 2] {
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
         // SAFETY: the caller's promise.
         unsafe {
             let scale = splat_half(block);
             let low = _mm512_cvtepi8_epi32(bytes_16(block.add(2)));
             let high = _mm512_cvtepi8_epi32(bytes_16(block.add(18)));
-            [
+            (
                 _mm512_mul_ps(_mm512_cvtepi32_ps(low), scale),
                 _mm512_mul_ps(_mm512_cvtepi32_ps(high), scale),
-            ]
+            )
         }
     }
 }

@@ -60,6 +60,55 @@ pub(super) trait Unpack<S: Simd> {
     unsafe fn unpack(block: *const u8, out: *mut f32);
 }
 
+/// Weight rows that a kernel takes at once: `stride` apart, counted in `T`. With
+/// a stride of 0 all four are the same row, for the rows that make no tile.
+#[derive(Clone, Copy)]
+struct Tile<T> {
+    first: *const T,
+    stride: usize,
+}
+
+impl<T> Tile<T> {
+    /// # Safety
+    /// `at` lies inside row `row`.
+    #[inline(always)]
+    unsafe fn at(self, row: usize, at: usize) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { self.first.add(row * self.stride + at) }
+    }
+}
+
+/// Activation rows, `stride` values apart.
+#[derive(Clone, Copy)]
+struct Activations {
+    first: *const f32,
+    stride: usize,
+    batch: usize,
+}
+
+/// Where a tile's sums go.
+struct Place<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+    /// First row of the tile.
+    first: usize,
+    /// Rows of the tile whose sums count.
+    width: usize,
+    /// Whether this is not the first stretch of the row.
+    add: bool,
+}
+
+impl Place<'_> {
+    #[inline(always)]
+    fn put(&mut self, m: usize, sums: [f32; TILE_ROWS]) {
+        let start = m * self.stride + self.first;
+        let out = &mut self.out[start..start + self.width];
+        for (out, sum) in out.iter_mut().zip(sums) {
+            *out = if self.add { *out + sum } else { sum };
+        }
+    }
+}
+
 /// See [`super::matmul`].
 ///
 /// # Safety
@@ -87,181 +136,142 @@ pub(super) unsafe fn matmul<S: Simd, U: Unpack<S>>(
         add: false,
     };
     while place.first < count {
-        place.width = TILE_ROWS.min(count - place.first);
+        let whole = place.first + TILE_ROWS <= count;
+        place.width = if whole { TILE_ROWS } else { 1 };
         let mut start = 0;
         while start < rows.columns {
             let len = rows.stretch.min(rows.columns - start);
             place.add = start > 0;
-            // Behind the last row the tile repeats it; those sums are dropped.
-            let mut tile = [rows.bytes.as_ptr(); TILE_ROWS];
-            for (i, row) in tile.iter_mut().enumerate() {
-                let index = place.first + i.min(place.width - 1);
-                // SAFETY: `index` < count, and `start` columns lie inside a row.
-                *row = unsafe { row.add(index * row_bytes + start / BLOCK * U::BLOCK_BYTES) };
-            }
             // SAFETY: each row of the tile and of `x` has `len` columns from
             // `start` on; the panel has room for a stretch of each row.
             unsafe {
-                let x = x.as_ptr().add(start);
+                let at = place.first * row_bytes + start / BLOCK * U::BLOCK_BYTES;
+                let tile = Tile {
+                    first: rows.bytes.as_ptr().add(at),
+                    stride: if whole { row_bytes } else { 0 },
+                };
+                let x = Activations {
+                    first: x.as_ptr().add(start),
+                    stride: rows.columns,
+                    batch,
+                };
                 if batch == 1 {
-                    place.put(0, fused::<S, U>(tile, x, len));
+                    place.put(0, fused::<S, U>(tile, x.first, len));
                 } else {
-                    let weights = widened::<S, U>(tile, len, &mut panel);
-                    over_batch::<S>(
-                        weights,
-                        len,
-                        Activations {
-                            x,
-                            stride: rows.columns,
-                            batch,
-                        },
-                        &mut place,
-                    );
+                    over_batch::<S>(widened::<S, U>(tile, len, &mut panel), len, x, &mut place);
                 }
             }
             start += len;
         }
-        place.first += TILE_ROWS;
+        place.first += place.width;
     }
-}
-
-/// Where a tile's sums go.
-struct Place<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-    /// First row of the tile.
-    first: usize,
-    /// Rows of the tile that are real.
-    width: usize,
-    /// Whether this is not the first stretch of the row.
-    add: bool,
-}
-
-impl Place<'_> {
-    #[inline(always)]
-    fn put(&mut self, m: usize, sums: [f32; TILE_ROWS]) {
-        let start = m * self.stride + self.first;
-        let out = &mut self.out[start..start + self.width];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if self.add { *out + sum } else { sum };
-        }
-    }
-}
-
-/// Activation rows, `stride` values apart.
-#[derive(Clone, Copy)]
-struct Activations {
-    x: *const f32,
-    stride: usize,
-    batch: usize,
 }
 
 /// One activation row: weights are widened and multiplied at once.
 #[inline(always)]
 unsafe fn fused<S: Simd, U: Unpack<S>>(
-    tile: [*const u8; TILE_ROWS],
+    tile: Tile<u8>,
     x: *const f32,
     len: usize,
 ) -> [f32; TILE_ROWS] {
     // SAFETY: as the caller says, every row and `x` have `len` columns.
     unsafe {
-        let mut sums = [S::zero(); TILE_ROWS];
+        let (mut a, mut b, mut c, mut d) = (S::zero(), S::zero(), S::zero(), S::zero());
         for block in 0..len / BLOCK {
-            let x = x.add(block * BLOCK);
-            for i in 0..TILE_ROWS {
-                sums[i] = U::multiply(tile[i].add(block * U::BLOCK_BYTES), x, sums[i]);
-            }
+            let (x, at) = (x.add(block * BLOCK), block * U::BLOCK_BYTES);
+            a = U::multiply(tile.at(0, at), x, a);
+            b = U::multiply(tile.at(1, at), x, b);
+            c = U::multiply(tile.at(2, at), x, c);
+            d = U::multiply(tile.at(3, at), x, d);
         }
-        S::sums(sums)
+        S::sums([a, b, c, d])
     }
 }
 
 /// The tile's rows as f32: in place, or widened into `panel`.
 #[inline(always)]
 unsafe fn widened<S: Simd, U: Unpack<S>>(
-    tile: [*const u8; TILE_ROWS],
+    tile: Tile<u8>,
     len: usize,
     panel: &mut [f32],
-) -> [*const f32; TILE_ROWS] {
+) -> Tile<f32> {
     if U::IS_F32 {
-        return tile.map(<*const u8>::cast);
+        #[expect(
+            clippy::cast_ptr_alignment,
+            reason = "vectors are loaded without regard to alignment"
+        )]
+        return Tile {
+            first: tile.first.cast(),
+            stride: tile.stride / size_of::<f32>(),
+        };
     }
     let panel = panel.as_mut_ptr();
-    let mut rows = [panel.cast_const(); TILE_ROWS];
-    for i in 0..TILE_ROWS {
-        // SAFETY: the panel holds `TILE_ROWS` stretches of at least `len`.
-        unsafe {
-            let out = panel.add(i * len);
-            for block in 0..len / BLOCK {
-                U::unpack(tile[i].add(block * U::BLOCK_BYTES), out.add(block * BLOCK));
+    for row in 0..TILE_ROWS {
+        for block in 0..len / BLOCK {
+            // SAFETY: the panel holds `TILE_ROWS` stretches of at least `len`.
+            unsafe {
+                let from = tile.at(row, block * U::BLOCK_BYTES);
+                U::unpack(from, panel.add(row * len + block * BLOCK));
             }
-            rows[i] = out.cast_const();
         }
     }
-    rows
+    Tile {
+        first: panel.cast_const(),
+        stride: len,
+    }
 }
 
 /// Several activation rows against widened weights, a register tile at a time.
 #[inline(always)]
-unsafe fn over_batch<S: Simd>(
-    weights: [*const f32; TILE_ROWS],
-    len: usize,
-    activations: Activations,
-    place: &mut Place<'_>,
-) {
+unsafe fn over_batch<S: Simd>(tile: Tile<f32>, len: usize, x: Activations, place: &mut Place<'_>) {
     let mut m = 0;
-    while m < activations.batch {
-        let left = activations.batch - m;
-        // SAFETY: `m` and the rows behind it that a tile takes are < batch.
-        unsafe {
-            let x = activations.x.add(m * activations.stride);
-            let tile = (weights, len, x, activations.stride);
-            if left >= 6 && S::TILE_BATCH >= 6 {
-                place_tile::<S, 6>(tile, m, place);
-                m += 6;
-            } else if left >= 4 && S::TILE_BATCH >= 4 {
-                place_tile::<S, 4>(tile, m, place);
-                m += 4;
-            } else if left >= 2 {
-                place_tile::<S, 2>(tile, m, place);
-                m += 2;
-            } else {
-                place_tile::<S, 1>(tile, m, place);
-                m += 1;
-            }
+    // SAFETY: a register tile takes no more activation rows than are left.
+    unsafe {
+        while S::TILE_BATCH >= 6 && x.batch - m >= 6 {
+            multiply_tile::<S, 6>(tile, len, x, (m, place));
+            m += 6;
+        }
+        while x.batch - m >= 2 {
+            multiply_tile::<S, 2>(tile, len, x, (m, place));
+            m += 2;
+        }
+        if x.batch > m {
+            multiply_tile::<S, 1>(tile, len, x, (m, place));
         }
     }
 }
 
-/// Weight rows, columns, first activation row, distance of activation rows.
-type Tile = ([*const f32; TILE_ROWS], usize, *const f32, usize);
-
+/// The sums of `M` activation rows from `m` on.
 #[inline(always)]
-unsafe fn place_tile<S: Simd, const M: usize>(
-    (weights, len, x, stride): Tile,
-    m: usize,
-    place: &mut Place<'_>,
+unsafe fn multiply_tile<S: Simd, const M: usize>(
+    tile: Tile<f32>,
+    len: usize,
+    x: Activations,
+    (m, place): (usize, &mut Place<'_>),
 ) {
     // SAFETY: as the caller says, all rows have `len` columns, and there are `M`
-    // activation rows.
+    // activation rows from `m` on.
     unsafe {
         let mut sums = [[S::zero(); TILE_ROWS]; M];
+        let first = x.first.add(m * x.stride);
         let mut k = 0;
         while k < len {
-            let mut w = [S::zero(); TILE_ROWS];
-            for i in 0..TILE_ROWS {
-                w[i] = S::load(weights[i].add(k));
-            }
+            let w = [
+                S::load(tile.at(0, k)),
+                S::load(tile.at(1, k)),
+                S::load(tile.at(2, k)),
+                S::load(tile.at(3, k)),
+            ];
             for j in 0..M {
-                let x = S::load(x.add(j * stride + k));
+                let x = S::load(first.add(j * x.stride + k));
                 for i in 0..TILE_ROWS {
                     sums[j][i] = S::fma(w[i], x, sums[j][i]);
                 }
             }
             k += S::LANES;
         }
-        for (j, sums) in sums.into_iter().enumerate() {
-            place.put(m + j, S::sums(sums));
+        for j in 0..M {
+            place.put(m + j, S::sums(sums[j]));
         }
     }
 }

@@ -24,6 +24,23 @@ pub(super) fn available() -> Vec<Isa> {
     found
 }
 
+/// Calls the function of one instruction set for the format of `$rows`.
+macro_rules! by_format {
+    ($matmul:ident, $formats:ident, ($rows:expr, $x:expr, $out:expr, $stride:expr)) => {
+        // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
+        unsafe {
+            match $rows.format {
+                Format::F32 => $matmul::<$formats::F32>($rows, $x, $out, $stride),
+                Format::F16 => $matmul::<$formats::F16>($rows, $x, $out, $stride),
+                Format::Bf16 => $matmul::<$formats::Bf16>($rows, $x, $out, $stride),
+                Format::Q4_0 => $matmul::<$formats::Q4_0>($rows, $x, $out, $stride),
+                Format::Q4_1 => $matmul::<$formats::Q4_1>($rows, $x, $out, $stride),
+                Format::Q8_0 => $matmul::<$formats::Q8_0>($rows, $x, $out, $stride),
+            }
+        }
+    };
+}
+
 /// Multiplies each row of `x` with every row of `rows`: `out[m · out_stride + n]`
 /// is the product of activation row m and weight row n.
 pub(crate) fn matmul(isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_stride: usize) {
@@ -33,10 +50,8 @@ pub(crate) fn matmul(isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_
     }
     match isa.0 {
         Level::Scalar => scalar::matmul(rows, x, out, out_stride),
-        // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
-        Level::Avx2 => unsafe { matmul_avx2(rows, x, out, out_stride) },
-        // SAFETY: likewise.
-        Level::Avx512 => unsafe { matmul_avx512(rows, x, out, out_stride) },
+        Level::Avx2 => by_format!(matmul_avx2, avx2, (rows, x, out, out_stride)),
+        Level::Avx512 => by_format!(matmul_avx512, avx512, (rows, x, out, out_stride)),
     }
 }
 
@@ -91,21 +106,19 @@ pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
 
 /// The functions of one instruction set.
 macro_rules! build_for {
-    ($features:literal, $simd:ty, $formats:ident, $matmul:ident, $weighted_sum:ident, $silu_mul:ident, $softmax:ident) => {
+    ($features:literal, $simd:ty, $matmul:ident, $weighted_sum:ident, $silu_mul:ident, $softmax:ident) => {
+        /// One function a format: together they would be too much for the
+        /// register allocator.
         #[target_feature(enable = $features)]
-        fn $matmul(rows: &Rows<'_>, x: &[f32], out: &mut [f32], stride: usize) {
-            // SAFETY: this function is built for the instructions, and the
-            // callers above have checked the sizes.
-            unsafe {
-                match rows.format {
-                    Format::F32 => simd::matmul::<$simd, $formats::F32>(rows, x, out, stride),
-                    Format::F16 => simd::matmul::<$simd, $formats::F16>(rows, x, out, stride),
-                    Format::Bf16 => simd::matmul::<$simd, $formats::Bf16>(rows, x, out, stride),
-                    Format::Q4_0 => simd::matmul::<$simd, $formats::Q4_0>(rows, x, out, stride),
-                    Format::Q4_1 => simd::matmul::<$simd, $formats::Q4_1>(rows, x, out, stride),
-                    Format::Q8_0 => simd::matmul::<$simd, $formats::Q8_0>(rows, x, out, stride),
-                }
-            }
+        fn $matmul<U: simd::Unpack<$simd>>(
+            rows: &Rows<'_>,
+            x: &[f32],
+            out: &mut [f32],
+            stride: usize,
+        ) {
+            // SAFETY: this function is built for the instructions, and `matmul`
+            // has checked the sizes.
+            unsafe { simd::matmul::<$simd, U>(rows, x, out, stride) }
         }
 
         #[target_feature(enable = $features)]
@@ -129,7 +142,6 @@ macro_rules! build_for {
 build_for!(
     "avx2,fma,f16c",
     Avx2,
-    avx2,
     matmul_avx2,
     weighted_sum_avx2,
     silu_mul_avx2,
@@ -138,7 +150,6 @@ build_for!(
 build_for!(
     "avx512f,avx2,fma,f16c",
     Avx512,
-    avx512,
     matmul_avx512,
     weighted_sum_avx512,
     silu_mul_avx512,
