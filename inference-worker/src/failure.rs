@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use llama_contract::{FailureCategory, FailureReport};
-use llama_model::{CollectiveError, StepError};
+use llama_model::{CollectiveError, ModelError, ModelErrorCategory, StepError};
 
 /// The cause of a group's end, on its way to the report.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +93,19 @@ impl Failure {
             epoch,
         }
     }
+}
+
+/// The failure that a model error is.
+pub fn of_model(error: &ModelError) -> Failure {
+    let category = match error.category() {
+        ModelErrorCategory::ModelNotFound => FailureCategory::ModelNotFound,
+        ModelErrorCategory::ModelTruncated => FailureCategory::ModelTruncated,
+        ModelErrorCategory::ModelInvalid => FailureCategory::ModelInvalid,
+        ModelErrorCategory::ModelUnsupported => FailureCategory::ModelUnsupported,
+        ModelErrorCategory::InvalidLayout => FailureCategory::InvalidLayout,
+        ModelErrorCategory::InsufficientMemory => FailureCategory::InsufficientMemory,
+    };
+    Failure::from_error(category, error)
 }
 
 /// An error and its sources, joined by colons.

@@ -1,10 +1,18 @@
-//! Inference worker.
-// NOTE to the owner: engine, metrics, openai and server are written by the project lead (see
-// src/api, a plain file, for what they hold); write rank/, supervisor/, main.rs and tests on top.
+//! Inference worker: tensor-parallel ranks of a Llama model behind the OpenAI API.
+//!
+//! `llama-worker serve` is a pod's [`supervisor`]. It starts the pod's ranks
+//! ([`rank`]) as child processes, which compute steps together ([`comm`]). Rank
+//! 0 plans the steps ([`scheduler`]); the first pod's supervisor answers clients
+//! ([`server`], [`openai`]) and talks to rank 0 in tokens ([`engine`]).
+
+pub mod cgroup;
 pub mod comm;
 pub mod engine;
 pub mod failure;
 pub mod metrics;
 pub mod openai;
+pub mod rank;
 pub mod scheduler;
 pub mod server;
+pub mod supervisor;
+pub mod telemetry;

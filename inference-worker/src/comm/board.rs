@@ -5,8 +5,9 @@
     reason = "declaring which types may live in shared memory"
 )]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use llama_contract::{FailureCategory, RankPhase};
 
@@ -21,6 +22,11 @@ const NODE_TEXT: usize = 253;
 const NO_RANK: u32 = u32::MAX;
 /// `CauseCell::step` when no step was running.
 const NO_STEP: u64 = u64::MAX;
+
+/// How long a reader waits for a cause that is being written, at a time and how
+/// often. Its writer may have died over it.
+const CAUSE_WAIT: Duration = Duration::from_micros(200);
+const CAUSE_WAITS: u32 = 100;
 
 const CAUSE_NONE: u32 = 0;
 const CAUSE_WRITING: u32 = 1;
@@ -90,6 +96,8 @@ unsafe impl SharedLayout for RankCell {}
 pub struct Board {
     region: Arc<Region>,
     ranks: usize,
+    /// Nodes by rank, where this process knows them.
+    nodes: Arc<OnceLock<Vec<String>>>,
 }
 
 impl Board {
@@ -105,12 +113,29 @@ impl Board {
         for local in 0..ranks {
             region.at::<RankCell>(Self::bytes(local))?;
         }
-        Some(Self { region, ranks })
+        Some(Self {
+            region,
+            ranks,
+            nodes: Arc::default(),
+        })
     }
 
     /// Ranks of this pod.
     pub fn ranks(&self) -> usize {
         self.ranks
+    }
+
+    /// Lets causes that this process tells name the node of their rank. Only the
+    /// first call counts.
+    pub fn set_nodes(&self, nodes: Vec<String>) {
+        if self.nodes.set(nodes).is_err() {
+            tracing::warn!("the nodes of the ranks are already known");
+        }
+    }
+
+    fn node_of(&self, rank: Option<u32>) -> Option<&str> {
+        let index = usize::try_from(rank?).ok()?;
+        Some(self.nodes.get()?.get(index)?.as_str())
     }
 
     fn cause_cell(&self) -> Option<&CauseCell> {
@@ -216,7 +241,9 @@ impl Board {
         cell.step
             .store(failure.step.unwrap_or(NO_STEP), Ordering::Relaxed);
         cell.message.store(&failure.message);
-        cell.node.store(failure.node.as_deref().unwrap_or_default());
+        let node = failure.node.as_deref();
+        let node = node.or_else(|| self.node_of(failure.rank));
+        cell.node.store(node.unwrap_or_default());
         cell.state.store(CAUSE_SET, Ordering::Release);
     }
 
@@ -230,7 +257,15 @@ impl Board {
     /// gave the cause died while writing it.
     pub fn cause(&self) -> Option<Failure> {
         let cell = self.cause_cell()?;
-        if cell.state.load(Ordering::Acquire) != CAUSE_SET {
+        let mut state = cell.state.load(Ordering::Acquire);
+        for _ in 0..CAUSE_WAITS {
+            if state != CAUSE_WRITING {
+                break;
+            }
+            std::thread::sleep(CAUSE_WAIT);
+            state = cell.state.load(Ordering::Acquire);
+        }
+        if state != CAUSE_SET {
             return None;
         }
         let node = cell.node.load();
@@ -275,6 +310,14 @@ mod tests {
         board.fail(&Failure::new(FailureCategory::Internal, "a consequence"));
         assert!(board.is_over());
         assert_eq!(board.cause(), Some(first));
+    }
+
+    #[test]
+    fn a_cause_names_the_node_of_its_rank_where_that_is_known() {
+        let board = board(1);
+        board.set_nodes(vec!["a".to_owned(), "b".to_owned()]);
+        board.fail(&Failure::new(FailureCategory::PeerLost, "lost").at_rank(1));
+        assert_eq!(board.cause().unwrap().node.as_deref(), Some("b"));
     }
 
     #[test]

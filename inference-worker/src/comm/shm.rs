@@ -279,7 +279,7 @@ fn is_at_least(a: u32, b: u32) -> bool {
 }
 
 /// `duration` in whole milliseconds.
-pub(super) fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

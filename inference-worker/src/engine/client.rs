@@ -42,12 +42,16 @@ pub enum SubmitError {
     /// Rank 0 does not read as fast as requests come.
     #[error("the engine is not taking requests")]
     Busy,
+    /// The worker is about to end.
+    #[error("this worker is shutting down")]
+    Closed,
 }
 
 #[derive(Debug)]
 struct Shared {
     open: HashMap<u64, mpsc::Sender<GenerationEvent>>,
     failure: Option<Arc<FailureReport>>,
+    closed: bool,
 }
 
 /// Hands sequences to rank 0 and its tokens back; cheap to clone.
@@ -70,6 +74,7 @@ impl EngineClient {
             shared: Arc::new(Mutex::new(Shared {
                 open: HashMap::new(),
                 failure: None,
+                closed: false,
             })),
             outbox,
             next_id: Arc::new(AtomicU64::new(0)),
@@ -105,6 +110,9 @@ impl EngineClient {
             if let Some(failure) = &shared.failure {
                 return Err(SubmitError::GroupFailed(Arc::clone(failure)));
             }
+            if shared.closed {
+                return Err(SubmitError::Closed);
+            }
             shared.open.insert(id, sender);
         }
         let generation = Generation {
@@ -134,6 +142,13 @@ impl EngineClient {
             let _ = events.try_send(GenerationEvent::GroupFailed(Arc::clone(&failure)));
         }
         shared.failure = Some(failure);
+    }
+
+    /// Ends every open sequence without an answer, and refuses all that come later.
+    pub fn close(&self) {
+        let mut shared = lock(&self.shared);
+        shared.open.clear();
+        shared.closed = true;
     }
 
     /// Asks the ranks to end once no sequence is left.
@@ -166,7 +181,7 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// The next event; `None` only after the last.
+    /// The next event; `None` after the last, and when the client was closed.
     pub async fn next(&mut self) -> Option<GenerationEvent> {
         self.events.recv().await
     }
@@ -297,6 +312,19 @@ mod tests {
         assert_eq!(first.next().await, None);
         drop(rank);
         carry.await.expect("joins").expect("ends with its stream");
+    }
+
+    #[tokio::test]
+    async fn closing_ends_open_and_later_sequences() {
+        let (front, _rank) = UnixStream::pair().expect("pair");
+        let (client, carry) = EngineClient::start(front);
+        tokio::spawn(carry);
+        let submit = || client.submit(vec![1], SamplingParams::GREEDY, 4, vec![]);
+        let mut open = submit().expect("submits");
+        client.close();
+        assert_eq!(open.next().await, None);
+        assert_eq!(submit().err(), Some(SubmitError::Closed));
+        assert_eq!(client.open(), 0);
     }
 
     #[tokio::test]

@@ -164,8 +164,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Forgets a request, wherever it is. Must not come between
-    /// [`Scheduler::plan`] and [`Scheduler::record`]. Returns whether it was open.
+    /// Forgets a request, wherever it is; a token still awaited for it is
+    /// dropped. Returns whether it was open.
     pub fn cancel(&mut self, id: u64) -> bool {
         if let Some(index) = self.waiting.iter().position(|request| request.id == id) {
             self.waiting.remove(index);
@@ -268,6 +268,11 @@ impl Scheduler {
         recorded
     }
 
+    /// Sequences that have a place in the KV cache.
+    pub fn slots(&self) -> u32 {
+        self.limits.slots
+    }
+
     /// Requests in a slot.
     pub fn running(&self) -> usize {
         self.running.len()
@@ -276,6 +281,12 @@ impl Scheduler {
     /// Requests that wait for a slot.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Tokens in the KV cache once the planned step is computed.
+    pub fn cached_tokens(&self) -> u64 {
+        let cached = |seq: &Sequence| seq.computed as u64 + u64::from(seq.answered.max(1) - 1);
+        self.running.iter().map(cached).sum()
     }
 
     /// Whether no request is open.

@@ -77,6 +77,7 @@ pub(super) async fn start(
         .map_err(|error| match error {
             SubmitError::GroupFailed(report) => group_failed(&report),
             SubmitError::Busy => ApiError::overloaded(error.to_string()),
+            SubmitError::Closed => ApiError::unavailable(error.to_string()),
         })?;
     front.metrics.prompt(usage.prompt_tokens);
     Ok(TextStream {
@@ -170,7 +171,9 @@ impl TextStream {
                     return TextEvent::Failed(group_failed(&report));
                 }
                 None => {
-                    return TextEvent::Failed(ApiError::unavailable("the worker ended"));
+                    return TextEvent::Failed(ApiError::unavailable(
+                        "this worker is shutting down and did not finish the answer",
+                    ));
                 }
             };
             if !text.is_empty() {

@@ -1,0 +1,112 @@
+//! How the supervisor starts one rank: `llama-worker rank <flags>`.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use llama_contract::LaunchArgs;
+
+/// Flags of one rank. The supervisor has checked everything in `launch` and
+/// filled `max_tokens` and `threads_per_rank`.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct RankArgs {
+    /// What the pod was started with.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// This rank, over all pods.
+    #[arg(long)]
+    pub rank: u32,
+    /// Process id of the supervisor; the rank ends when it does.
+    #[arg(long)]
+    pub supervisor: i32,
+    /// Descriptor of the pod's shared memory.
+    #[arg(long)]
+    pub shared_memory: i32,
+    /// Sequences that the pod has memory for.
+    #[arg(long)]
+    pub slots: u32,
+    /// Requests that may wait for a slot.
+    #[arg(long)]
+    pub queue: usize,
+    /// Whether every rank's threads have cores of their own.
+    #[arg(long)]
+    pub own_cores: bool,
+    /// Hash of the model file's header.
+    #[arg(long)]
+    pub digest: String,
+    /// Name of the node.
+    #[arg(long)]
+    pub node: String,
+    /// Address on which other pods reach this rank.
+    #[arg(long)]
+    pub ip: IpAddr,
+}
+
+impl RankArgs {
+    /// The flags that parse back to this value.
+    pub fn to_args(&self) -> Vec<String> {
+        let mut args = self.launch.to_args();
+        args.extend([
+            format!("--rank={}", self.rank),
+            format!("--supervisor={}", self.supervisor),
+            format!("--shared-memory={}", self.shared_memory),
+            format!("--slots={}", self.slots),
+            format!("--queue={}", self.queue),
+            format!("--digest={}", self.digest),
+            format!("--node={}", self.node),
+            format!("--ip={}", self.ip),
+        ]);
+        if self.own_cores {
+            args.push("--own-cores".to_owned());
+        }
+        args
+    }
+
+    /// Ranks in this pod.
+    pub fn ranks_here(&self) -> usize {
+        self.launch.ranks_per_node().unwrap_or(1) as usize
+    }
+
+    /// This rank's place in its pod.
+    pub fn local(&self) -> usize {
+        self.rank as usize % self.ranks_here()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        rank: RankArgs,
+    }
+
+    #[test]
+    fn what_the_supervisor_writes_the_rank_reads() {
+        let launch = [
+            "--model=/m.gguf",
+            "--served-name=m",
+            "--tensor-parallel=4",
+            "--nodes=2",
+            "--rendezvous=first:29500",
+        ];
+        let rank = [
+            "--rank=3",
+            "--supervisor=1",
+            "--shared-memory=5",
+            "--slots=2",
+            "--queue=7",
+            "--digest=d",
+            "--node=n",
+            "--ip=::1",
+            "--own-cores",
+        ];
+        let argv = ["rank"].iter().chain(&launch).chain(&rank);
+        let parsed = Cli::try_parse_from(argv).unwrap().rank;
+        assert_eq!((parsed.ranks_here(), parsed.local()), (2, 1));
+        let argv = ["rank".to_owned()].into_iter().chain(parsed.to_args());
+        assert_eq!(Cli::try_parse_from(argv).unwrap().rank, parsed);
+    }
+}

@@ -1,0 +1,245 @@
+use super::*;
+use crate::comm::board::Board;
+use crate::comm::region::Region;
+use crate::comm::shm::ShmLink;
+use crate::scheduler::{Finish, Limits, Refusal};
+use llama_model::sample::SamplingParams;
+use llama_model::{Collective, LocalCollective, Segment, StepModel};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+const END: u32 = 9;
+const POISON: u32 = 7;
+
+/// Answers each token with the next one, and sums over all ranks so that
+/// every rank must take part.
+struct Counting;
+
+impl StepModel for Counting {
+    fn vocab_size(&self) -> usize {
+        10
+    }
+
+    fn step(
+        &mut self,
+        segments: &[Segment],
+        collective: &mut dyn Collective,
+    ) -> Result<Vec<Vec<f32>>, StepError> {
+        let mut rows = Vec::new();
+        for segment in segments.iter().filter(|segment| segment.wants_logits) {
+            let last = segment.tokens.last().copied().unwrap_or(0);
+            let mut row = vec![0.0; 10];
+            row[last as usize + 1] = 1.0;
+            collective.all_reduce_sum(&mut row)?;
+            if last == POISON {
+                row[0] = f32::NAN;
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+}
+
+fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
+    ToEngine::Submit(Submit {
+        id,
+        tokens: vec![first],
+        max_new_tokens,
+        stop_ids: vec![END],
+        sampling: SamplingParams::GREEDY,
+    })
+}
+
+/// What was told of one request.
+fn of(told: &[FromEngine], wanted: u64) -> Vec<FromEngine> {
+    let is_wanted = |message: &&FromEngine| match message {
+        FromEngine::Token { id, .. }
+        | FromEngine::Finished { id, .. }
+        | FromEngine::Refused { id, .. }
+        | FromEngine::Failed { id, .. } => *id == wanted,
+        FromEngine::Stats(_) => false,
+    };
+    told.iter().filter(is_wanted).cloned().collect()
+}
+
+/// Tokens `tokens` and the end.
+fn answer(id: u64, tokens: &[u32], reason: Finish) -> Vec<FromEngine> {
+    let tokens = tokens.iter().map(|&token| FromEngine::Token { id, token });
+    tokens
+        .chain([FromEngine::Finished { id, reason }])
+        .collect()
+}
+
+fn limits() -> Limits {
+    Limits {
+        slots: 2,
+        step_tokens: 8,
+        queue: 1,
+        max_tokens: 16,
+    }
+}
+
+fn board(ranks: usize) -> (Arc<Region>, Board) {
+    let region = Arc::new(Region::create(ShmLink::bytes(ranks)).unwrap());
+    (Arc::clone(&region), Board::new(region, ranks).unwrap())
+}
+
+/// Runs an engine of one rank over `messages` until all is answered.
+fn run(messages: Vec<ToEngine>) -> Vec<FromEngine> {
+    let (_, board) = board(1);
+    let (send, receive) = mpsc::channel();
+    for message in messages {
+        send.send(message).unwrap();
+    }
+    send.send(ToEngine::Stop).unwrap();
+    let mut told = Vec::new();
+    let stepper = Stepper {
+        model: &mut Counting,
+        link: &mut LocalCollective,
+        board: &board,
+        local: 0,
+        epoch: 1,
+        step: 0,
+    };
+    let tell = |messages: &[FromEngine]| {
+        told.extend_from_slice(messages);
+        Ok(())
+    };
+    Engine::new(stepper, Scheduler::new(limits()), receive, tell)
+        .run()
+        .unwrap();
+    told
+}
+
+#[test]
+fn answers_end_at_the_stop_token_or_the_limit() {
+    let told = run(vec![submit(1, 8, 10), submit(2, 0, 2)]);
+    assert_eq!(of(&told, 1), answer(1, &[], Finish::Stop));
+    assert_eq!(of(&told, 2), answer(2, &[1, 2], Finish::Length));
+    let Some(FromEngine::Stats(last)) = told.last() else {
+        panic!("stats come last: {told:?}");
+    };
+    assert_eq!((last.running, last.waiting, last.cached_tokens), (0, 0, 0));
+}
+
+#[test]
+fn logits_that_are_not_numbers_fail_their_request_alone() {
+    let told = run(vec![submit(1, 6, 10), submit(2, 0, 5)]);
+    let failed = of(&told, 1);
+    assert_eq!(failed[0], FromEngine::Token { id: 1, token: 7 });
+    assert!(matches!(failed[1], FromEngine::Failed { .. }), "{failed:?}");
+    assert_eq!(failed.len(), 2);
+    assert_eq!(of(&told, 2), answer(2, &[1, 2, 3, 4, 5], Finish::Length));
+}
+
+#[test]
+fn cancelled_and_refused_requests_get_no_tokens() {
+    let told = run(vec![
+        submit(1, 0, 3),
+        submit(2, 0, 3),
+        submit(3, 0, 3),
+        submit(4, 0, 3),
+        ToEngine::Cancel { id: 2 },
+        submit(5, 0, 100),
+    ]);
+    assert_eq!(of(&told, 2), []);
+    let refusal = Refusal::QueueFull { waiting: 3 };
+    assert_eq!(of(&told, 4), [FromEngine::Refused { id: 4, refusal }]);
+    let refusal = Refusal::Length {
+        prompt: 1,
+        answer: 100,
+        max_tokens: 16,
+    };
+    assert_eq!(of(&told, 5), [FromEngine::Refused { id: 5, refusal }]);
+    assert_eq!(of(&told, 3), answer(3, &[1, 2, 3], Finish::Length));
+}
+
+#[test]
+fn followers_compute_what_rank_0_plans_until_the_last_step() {
+    let (region, board) = board(3);
+    let (send, receive) = mpsc::channel();
+    send.send(submit(1, 0, 4)).unwrap();
+    send.send(ToEngine::Stop).unwrap();
+    let told = std::thread::scope(|scope| {
+        let followers: Vec<_> = [1, 2]
+            .map(|rank| {
+                let mut link =
+                    ShmLink::new(Arc::clone(&region), board.clone(), rank, false).unwrap();
+                let board = board.clone();
+                scope.spawn(move || {
+                    let mut stepper = Stepper {
+                        model: &mut Counting,
+                        link: &mut link,
+                        board: &board,
+                        local: rank,
+                        epoch: 1,
+                        step: 0,
+                    };
+                    while !stepper.follow().unwrap() {}
+                    stepper.step
+                })
+            })
+            .into_iter()
+            .collect();
+        let mut link = ShmLink::new(Arc::clone(&region), board.clone(), 0, false).unwrap();
+        let mut told = Vec::new();
+        let stepper = Stepper {
+            model: &mut Counting,
+            link: &mut link,
+            board: &board,
+            local: 0,
+            epoch: 1,
+            step: 0,
+        };
+        let tell = |messages: &[FromEngine]| {
+            told.extend_from_slice(messages);
+            Ok(())
+        };
+        let mut engine = Engine::new(stepper, Scheduler::new(limits()), receive, tell);
+        engine.run().unwrap();
+        for follower in followers {
+            assert_eq!(follower.join().unwrap(), board.step(0));
+        }
+        told
+    });
+    assert_eq!(of(&told, 1), answer(1, &[1, 2, 3, 4], Finish::Length));
+}
+
+#[test]
+fn a_rank_of_another_epoch_is_a_plan_mismatch() {
+    let (region, board) = board(2);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = [0_usize, 1]
+            .map(|rank| {
+                let mut link =
+                    ShmLink::new(Arc::clone(&region), board.clone(), rank, false).unwrap();
+                let board = board.clone();
+                scope.spawn(move || {
+                    let mut stepper = Stepper {
+                        model: &mut Counting,
+                        link: &mut link,
+                        board: &board,
+                        local: rank,
+                        epoch: 1 + rank as u64,
+                        step: 0,
+                    };
+                    if rank == 0 {
+                        stepper.lead(Vec::new(), false).map(|_| ())
+                    } else {
+                        stepper.follow().map(|_| ())
+                    }
+                })
+            })
+            .into_iter()
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    for (rank, result) in (0..).zip(results) {
+        let failure = crate::failure::Failure::of_step(rank, 1, &result.unwrap_err()).unwrap();
+        assert_eq!(
+            failure.category,
+            llama_contract::FailureCategory::PlanMismatch
+        );
+        assert_eq!(failure.rank, Some(1), "{failure}");
+    }
+}

@@ -1,0 +1,329 @@
+//! One tensor-parallel rank: a child process of the pod's supervisor.
+
+pub mod args;
+pub mod engine;
+pub mod plan;
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
+use llama_model::{Gguf, Llama, LoadOptions, LocalCollective, ModelError};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+use self::args::RankArgs;
+use self::engine::{Engine, EngineError};
+use self::plan::Stepper;
+use crate::comm::board::Board;
+use crate::comm::region::Region;
+use crate::comm::rendezvous::{Identity, Mesh, Party, RENDEZVOUS_DEADLINE};
+use crate::comm::shm::ShmLink;
+use crate::comm::tcp::TcpLink;
+use crate::comm::{HEARTBEAT_PERIOD, LOAD_DEADLINE, Link, STEP_DEADLINE};
+use crate::engine::{ToEngine, frames};
+use crate::failure::{Failure, of_model};
+use crate::scheduler::{Limits, Scheduler};
+
+/// Tokens that one step computes at most.
+pub const STEP_TOKENS: u32 = 256;
+/// Messages of the front that rank 0 reads ahead.
+const INBOX: usize = 1024;
+/// How long the front may take no token before rank 0 gives up.
+const FRONT_LIMIT: Duration = Duration::from_secs(10);
+
+/// A rank that ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RankError {
+    /// This rank knows why.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The group was already over.
+    #[error("the group is over")]
+    Aborted,
+}
+
+impl RankError {
+    fn of_engine(rank: u32, step: u64, error: &EngineError) -> Self {
+        let failure = match error {
+            EngineError::Step(error) => Failure::of_step(rank, step, error),
+            EngineError::Front(_) => Some(
+                Failure::from_error(FailureCategory::Internal, error)
+                    .at_rank(rank)
+                    .at_step(step),
+            ),
+        };
+        failure.map_or(Self::Aborted, Self::Failed)
+    }
+}
+
+/// Runs a rank until the group ends.
+///
+/// # Errors
+/// When this rank or a peer fails. The cause is on the pod's board by then.
+pub fn run(args: &RankArgs, token: Option<String>) -> Result<(), RankError> {
+    follow_the_supervisor(args)?;
+    let ranks = args.ranks_here();
+    let internal = |error: &(dyn std::error::Error + 'static)| {
+        Failure::from_error(FailureCategory::Internal, error)
+    };
+    let region = Region::from_inherited(args.shared_memory, ShmLink::bytes(ranks))
+        .map_err(|error| internal(&error))?;
+    let region = Arc::new(region);
+    let board = Board::new(Arc::clone(&region), ranks)
+        .ok_or_else(|| Failure::new(FailureCategory::Internal, "the shared memory is too small"))?;
+    let process = RankProcess {
+        args,
+        board,
+        region,
+        local: args.local(),
+    };
+    process.start_heartbeat()?;
+    let result = process.serve(token);
+    if let Err(error) = &result {
+        if let RankError::Failed(failure) = error {
+            process.board.fail(failure);
+        }
+        process.board.set_phase(process.local, RankPhase::Failed);
+    }
+    result
+}
+
+/// Makes the kernel end this process with its supervisor.
+fn follow_the_supervisor(args: &RankArgs) -> Result<(), Failure> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| Failure::from_error(FailureCategory::Internal, &error))?;
+    // It may have ended before the call above.
+    let parent = getppid().map(rustix::process::Pid::as_raw_nonzero);
+    if parent.is_some_and(|parent| parent.get() == args.supervisor) {
+        return Ok(());
+    }
+    let message = format!("rank {} has lost its supervisor", args.rank);
+    Err(Failure::new(FailureCategory::Internal, message))
+}
+
+struct RankProcess<'a> {
+    args: &'a RankArgs,
+    board: Board,
+    region: Arc<Region>,
+    local: usize,
+}
+
+impl RankProcess<'_> {
+    fn start_heartbeat(&self) -> Result<(), Failure> {
+        let (board, local) = (self.board.clone(), self.local);
+        let beat = move || {
+            loop {
+                board.beat(local);
+                std::thread::sleep(HEARTBEAT_PERIOD);
+            }
+        };
+        std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(beat)
+            .map(drop)
+            .map_err(|error| Failure::from_error(FailureCategory::Internal, &error))
+    }
+
+    fn serve(&self, token: Option<String>) -> Result<(), RankError> {
+        let model_error = |error: ModelError| of_model(&error).at_rank(self.args.rank);
+        let gguf = Gguf::open(&self.args.launch.model).map_err(model_error)?;
+        let (mut link, slots) = self.connect(token)?;
+        self.board.set_phase(self.local, RankPhase::LoadingWeights);
+        let mut model = self.load(&gguf, slots).map_err(model_error)?;
+        drop(gguf);
+
+        // Ranks load at their own pace; nobody computes before all are there.
+        let aborted = |error| match Failure::of_collective(&error) {
+            Some(failure) => RankError::Failed(failure),
+            None => RankError::Aborted,
+        };
+        link.set_deadline(LOAD_DEADLINE);
+        link.gather_words([self.args.launch.epoch, 0, 0])
+            .map_err(aborted)?;
+        link.set_deadline(STEP_DEADLINE);
+        self.board.set_phase(self.local, RankPhase::Ready);
+        tracing::info!(rank = self.args.rank, slots, "rank is ready");
+
+        let stepper = Stepper {
+            model: &mut model,
+            link: link.as_mut(),
+            board: &self.board,
+            local: self.local,
+            epoch: self.args.launch.epoch,
+            step: 0,
+        };
+        let result = if self.args.rank == 0 {
+            self.lead(stepper, slots)
+        } else {
+            self.follow(stepper)
+        };
+        if let Err(RankError::Failed(failure)) = &result {
+            // Before the link closes, so that it can pass the cause on.
+            self.board.fail(failure);
+        }
+        result
+    }
+
+    /// The backend for this group's shape, and the sequences that all pods have
+    /// memory for.
+    fn connect(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
+        let launch = &self.args.launch;
+        if launch.nodes > 1 {
+            return self.connect_pods(token);
+        }
+        let slots = self.args.slots;
+        if launch.tensor_parallel == 1 {
+            return Ok((Box::new(LocalCollective), slots));
+        }
+        let (region, board) = (Arc::clone(&self.region), self.board.clone());
+        let link =
+            ShmLink::new(region, board, self.local, self.args.own_cores).ok_or_else(|| {
+                Failure::new(FailureCategory::Internal, "the shared memory is too small")
+            })?;
+        Ok((Box::new(link), slots))
+    }
+
+    fn connect_pods(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
+        let launch = &self.args.launch;
+        let configuration = |what: &str| Failure::new(FailureCategory::InvalidConfiguration, what);
+        let address = launch
+            .rendezvous
+            .as_deref()
+            .ok_or_else(|| configuration("--rendezvous is needed when --nodes is above 1"))?;
+        let party = Party {
+            token: token.ok_or_else(|| configuration("the rendezvous token is missing"))?,
+            identity: Identity {
+                group: launch.group.clone(),
+                revision: launch.revision.clone(),
+                epoch: launch.epoch,
+                world: launch.tensor_parallel,
+                digest: self.args.digest.clone(),
+                max_tokens: launch.max_tokens.unwrap_or(0),
+                build: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            rank: self.args.rank,
+            node: self.args.node.clone(),
+            slots: self.args.slots,
+            ip: self.args.ip,
+            deadline: RENDEZVOUS_DEADLINE,
+        };
+        let mesh = if self.args.rank == 0 {
+            let port = address
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse().ok())
+                .unwrap_or(RENDEZVOUS_PORT);
+            party.host(port)
+        } else {
+            party.join(address)
+        };
+        let mesh = mesh.map_err(|error| {
+            let failure = Failure::from_error(FailureCategory::RendezvousFailed, &error);
+            match error.rank() {
+                Some(rank) => failure.at_rank(rank),
+                None => failure,
+            }
+        })?;
+        self.link_pods(mesh)
+    }
+
+    fn link_pods(&self, mesh: Mesh) -> Result<(Box<dyn Link>, u32), Failure> {
+        let slots = mesh.slots();
+        tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
+        let nodes = mesh.members.into_iter().map(|member| member.node).collect();
+        self.board.set_nodes(nodes);
+        let link = TcpLink::new(
+            self.args.rank as usize,
+            mesh.connections,
+            self.board.clone(),
+        )
+        .map_err(|error| Failure::from_error(FailureCategory::PeerLost, &error))?;
+        Ok((Box::new(link), slots))
+    }
+
+    fn load(&self, gguf: &Gguf, slots: u32) -> Result<Llama, ModelError> {
+        let launch = &self.args.launch;
+        let options = LoadOptions {
+            rank: self.args.rank as usize,
+            world: launch.tensor_parallel as usize,
+            threads: launch.threads_per_rank.unwrap_or(1) as usize,
+            slots: slots as usize,
+            max_tokens: launch.max_tokens.unwrap_or(1) as usize,
+        };
+        let board = &self.board;
+        Llama::load(gguf, &options, &|done, total| {
+            board.set_load(self.local, done, total);
+        })
+    }
+
+    fn lead(&self, stepper: Stepper<'_>, slots: u32) -> Result<(), RankError> {
+        let scheduler = Scheduler::new(Limits {
+            slots,
+            step_tokens: STEP_TOKENS,
+            queue: self.args.queue,
+            max_tokens: self.args.launch.max_tokens.unwrap_or(1),
+        });
+        let front =
+            front().map_err(|error| Failure::from_error(FailureCategory::Internal, &error))?;
+        let (from_front, mut to_front) = front;
+        let tell = |messages: &[crate::engine::FromEngine]| {
+            let mut bytes = Vec::new();
+            for message in messages {
+                frames::write(&mut bytes, message)?;
+            }
+            std::io::Write::write_all(&mut to_front, &bytes)
+        };
+        let mut engine = Engine::new(stepper, scheduler, from_front, tell);
+        engine
+            .run()
+            .map_err(|error| RankError::of_engine(self.args.rank, engine.step() + 1, &error))
+    }
+
+    fn follow(&self, mut stepper: Stepper<'_>) -> Result<(), RankError> {
+        loop {
+            match stepper.follow() {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => {
+                    return Err(RankError::of_engine(
+                        self.args.rank,
+                        stepper.step + 1,
+                        &error.into(),
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// Rank 0's connection to the front, which is its standard input: what comes in
+/// through a thread, and the stream to answer on.
+fn front() -> std::io::Result<(Receiver<ToEngine>, UnixStream)> {
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let stream = UnixStream::from(stdin);
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(FRONT_LIMIT))?;
+    let mut incoming = stream.try_clone()?;
+    let (send, receive) = mpsc::sync_channel(INBOX);
+    std::thread::Builder::new()
+        .name("from-front".to_owned())
+        .spawn(move || {
+            loop {
+                match frames::read(&mut incoming) {
+                    Ok(Some(message)) => {
+                        if send.send(message).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::error!(%error, "read from the front");
+                        return;
+                    }
+                }
+            }
+        })?;
+    Ok((receive, stream))
+}

@@ -1,0 +1,139 @@
+//! What the pod says of itself while it lives.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use llama_contract::{LaunchArgs, LoadProgress, RankPhase, RankReport, StateReport, WorkerPhase};
+use tokio::sync::watch;
+
+use crate::comm::board::Board;
+use crate::comm::shm::millis;
+use crate::engine::{EngineClient, EngineStats};
+use crate::metrics::Metrics;
+use crate::server::Admission;
+use crate::server::internal::Inspect;
+
+/// Everything that the internal port shows.
+#[derive(Debug)]
+pub(super) struct PodState {
+    /// What the pod was started with.
+    pub(super) launch: LaunchArgs,
+    /// Where the ranks write.
+    pub(super) board: Board,
+    /// The pod's first rank.
+    pub(super) first_rank: u32,
+    /// Process ids of the ranks.
+    pub(super) pids: Vec<u32>,
+    /// Whether requests are taken.
+    pub(super) admission: watch::Sender<Admission>,
+    /// The way to rank 0, on the first pod.
+    pub(super) engine: Option<EngineClient>,
+    /// The pod's metrics.
+    pub(super) metrics: Arc<Metrics>,
+    /// How long each rank's heartbeat has stood still.
+    pub(super) silences: Mutex<Vec<Duration>>,
+}
+
+impl PodState {
+    /// What all ranks of this pod have reached.
+    pub(super) fn phase(&self) -> WorkerPhase {
+        match &*self.admission.borrow() {
+            Admission::Failed(_) => return WorkerPhase::Failed,
+            Admission::Draining => return WorkerPhase::Draining,
+            Admission::Serving => return WorkerPhase::Ready,
+            Admission::Starting => {}
+        }
+        let phases: Vec<_> = (0..self.board.ranks())
+            .map(|local| self.board.phase(local))
+            .collect();
+        if phases.contains(&RankPhase::Starting) {
+            if self.launch.nodes > 1 {
+                WorkerPhase::Rendezvous
+            } else {
+                WorkerPhase::Starting
+            }
+        } else {
+            WorkerPhase::LoadingWeights
+        }
+    }
+
+    /// Whether every rank of this pod is ready.
+    pub(super) fn is_ready(&self) -> bool {
+        (0..self.board.ranks()).all(|local| self.board.phase(local) == RankPhase::Ready)
+    }
+
+    fn silence(&self, local: usize) -> Duration {
+        let silences = self.silences.lock().unwrap_or_else(PoisonError::into_inner);
+        silences.get(local).copied().unwrap_or_default()
+    }
+
+    fn ranks(&self) -> Vec<RankReport> {
+        let failed = match &*self.admission.borrow() {
+            Admission::Failed(report) => Some(Arc::clone(report)),
+            _ => None,
+        };
+        (self.first_rank..)
+            .zip(0..self.board.ranks())
+            .map(|(rank, local)| {
+                let error = failed.as_ref().filter(|report| report.rank == Some(rank));
+                RankReport {
+                    rank,
+                    pid: self.pids.get(local).copied().unwrap_or(0),
+                    phase: match error {
+                        Some(_) => RankPhase::Failed,
+                        None => self.board.phase(local),
+                    },
+                    heartbeat_age_ms: millis(self.silence(local)),
+                    step: self.board.step(local),
+                    last_error: error.map(|report| report.message.clone()),
+                }
+            })
+            .collect()
+    }
+}
+
+impl Inspect for PodState {
+    fn state(&self) -> StateReport {
+        let stats = self.stats();
+        let load = (0..self.board.ranks()).map(|local| self.board.load(local));
+        let (bytes_done, bytes_total) =
+            load.fold((0, 0), |sum, rank| (sum.0 + rank.0, sum.1 + rank.1));
+        StateReport {
+            group: self.launch.group.clone(),
+            revision: self.launch.revision.clone(),
+            epoch: self.launch.epoch,
+            node_index: self.launch.node_index,
+            phase: self.phase(),
+            load: LoadProgress {
+                bytes_done,
+                bytes_total,
+            },
+            ranks: self.ranks(),
+            running: stats.running,
+            waiting: stats.waiting,
+            failure: match &*self.admission.borrow() {
+                Admission::Failed(report) => Some(report.as_ref().clone()),
+                _ => None,
+            },
+        }
+    }
+
+    fn admission(&self) -> Admission {
+        self.admission.borrow().clone()
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.engine
+            .as_ref()
+            .map(EngineClient::stats)
+            .unwrap_or_default()
+    }
+
+    fn metrics(&self) -> Arc<Metrics> {
+        for (rank, local) in (self.first_rank..).zip(0..self.board.ranks()) {
+            let (age, step) = (self.silence(local), self.board.step(local));
+            self.metrics.rank(rank, age, step);
+        }
+        Arc::clone(&self.metrics)
+    }
+}

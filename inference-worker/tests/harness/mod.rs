@@ -1,0 +1,385 @@
+//! Starts real workers on loopback and talks HTTP to them.
+#![allow(dead_code, reason = "each test program uses its part of the harness")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use llama_contract::{FailureReport, RankPhase, StateReport};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// Environment variable with the model that these tests run.
+pub const MODEL_ENV: &str = "LLAMA_TEST_MODEL";
+/// Name under which the tests serve it.
+pub const MODEL: &str = "smollm2";
+/// A hung worker fails its test after this; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The model file, and the right to start workers; `None` (with a note) where
+/// there is no model.
+pub fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
+    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let model = std::env::var_os(MODEL_ENV).map(PathBuf::from);
+    if model.is_none() {
+        eprintln!("{MODEL_ENV} names no model: nothing was tested");
+    }
+    model.map(|model| (model, turn))
+}
+
+/// A worker pod on loopback.
+pub struct Worker {
+    child: Child,
+    api: SocketAddr,
+    internal: SocketAddr,
+    folder: tempfile::TempDir,
+}
+
+fn free_address(ip: [u8; 4]) -> SocketAddr {
+    let listener = TcpListener::bind((std::net::Ipv4Addr::from(ip), 0)).unwrap();
+    listener.local_addr().unwrap()
+}
+
+impl Worker {
+    /// Starts a pod of `model` with further `flags`.
+    pub fn start(model: &Path, flags: &[&str]) -> Self {
+        Self::start_at([127, 0, 0, 1], model, flags, &[])
+    }
+
+    pub fn start_at(
+        ip: [u8; 4],
+        model: &Path,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        let (api, internal) = (free_address(ip), free_address(ip));
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("termination"), "").unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_llama-worker"))
+            .args(["serve", "--log-format=text", "--node-name=test-node"])
+            .arg(format!("--model={}", model.display()))
+            .arg(format!("--served-name={MODEL}"))
+            .arg(format!("--bind={}", api.ip()))
+            .arg(format!("--pod-ip={}", api.ip()))
+            .arg(format!("--api-port={}", api.port()))
+            .arg(format!("--internal-port={}", internal.port()))
+            .arg(format!(
+                "--termination-log={}",
+                folder.path().join("termination").display()
+            ))
+            .args(flags)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            api,
+            internal,
+            folder,
+        }
+    }
+
+    /// Starts a pod and waits until it serves.
+    pub fn serving(model: &Path, flags: &[&str]) -> Self {
+        let mut worker = Self::start(model, flags);
+        worker.wait_until_ready();
+        worker
+    }
+
+    pub fn wait_until_ready(&mut self) {
+        let internal = self.internal;
+        self.wait_for("readiness", || {
+            get(internal, "/health").is_some_and(|(status, _)| status == 200)
+        });
+    }
+
+    /// Waits until `reached`, or fails with the worker's log.
+    pub fn wait_for(&mut self, what: &str, mut reached: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !reached() {
+            let exit = self.child.try_wait().unwrap();
+            assert!(
+                exit.is_none(),
+                "ended ({exit:?}) before {what}\n{}",
+                self.log()
+            );
+            assert!(started.elapsed() < PATIENCE, "no {what}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    pub fn state(&self) -> StateReport {
+        let (status, body) = get(self.internal, "/state").expect("state");
+        assert_eq!(status, 200);
+        serde_json::from_str(&body).unwrap()
+    }
+
+    pub fn metric(&self, line_start: &str) -> f64 {
+        let (_, text) = get(self.internal, "/metrics").expect("metrics");
+        let line = text.lines().find(|line| line.starts_with(line_start));
+        let line = line.unwrap_or_else(|| panic!("no {line_start} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    pub fn internal(&self, path: &str) -> Option<(u16, String)> {
+        get(self.internal, path)
+    }
+
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        get(self.api, path)
+    }
+
+    /// Sends `body` and reads the whole answer.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let mut answer = self.open(path, body.to_string().as_bytes());
+        let mut text = String::new();
+        answer.body.read_to_string(&mut text).unwrap();
+        let json = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        (answer.status, json)
+    }
+
+    /// Sends `body` and reads as far as the headers.
+    pub fn open(&self, path: &str, body: &[u8]) -> Answer {
+        request(self.api, "POST", path, body).expect("the API answers")
+    }
+
+    /// The whole answer to a chat message, greedy.
+    pub fn chat(&self, message: &str, max_tokens: u32) -> String {
+        let (status, body) = self.post("/v1/chat/completions", &chat(message, max_tokens));
+        assert_eq!(status, 200, "{body}");
+        body["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
+    /// Opens a streamed answer that takes long and reads its first pieces.
+    pub fn long_stream(&self) -> Stream {
+        let mut body = chat("Tell me everything you know about trees.", 2000);
+        body["stream"] = json!(true);
+        // Past the natural end of any answer.
+        body["temperature"] = json!(1.0);
+        body["seed"] = json!(5);
+        let mut stream = self.stream("/v1/chat/completions", &body);
+        for _ in 0..3 {
+            stream.next().expect("a first piece");
+        }
+        stream
+    }
+
+    pub fn stream(&self, path: &str, body: &Value) -> Stream {
+        let answer = self.open(path, body.to_string().as_bytes());
+        assert_eq!(answer.status, 200);
+        Stream(answer.body)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.child.id(), signal);
+    }
+
+    pub fn signal_rank(&self, local: usize, signal: Signal) {
+        let state = self.state();
+        assert_eq!(state.ranks[local].phase, RankPhase::Ready);
+        kill(state.ranks[local].pid, signal);
+    }
+
+    /// Waits for the pod's end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "does not end\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits for the pod's end; its exit code and termination message.
+    pub fn failure(&mut self) -> (i32, FailureReport) {
+        let code = self.wait().code().expect("an exit code");
+        let text = std::fs::read_to_string(self.folder.path().join("termination")).unwrap();
+        let report = FailureReport::from_termination_message(&text);
+        (
+            code,
+            report.unwrap_or_else(|| panic!("{text:?} is no report\n{}", self.log())),
+        )
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn kill(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// A greedy chat request.
+pub fn chat(message: &str, max_tokens: u32) -> Value {
+    json!({
+        "model": MODEL,
+        "messages": [{"role": "user", "content": message}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+    })
+}
+
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<String>,
+    pub body: Box<dyn BufRead>,
+}
+
+impl Answer {
+    pub fn json(mut self) -> Value {
+        let mut text = String::new();
+        self.body.read_to_string(&mut text).unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+}
+
+/// Server-sent events. `next` gives each event's data.
+pub struct Stream(Box<dyn BufRead>);
+
+impl Stream {
+    /// Text of the pieces up to the end, and the last JSON event.
+    pub fn text(self) -> (String, Value) {
+        let (mut text, mut last, mut done) = (String::new(), Value::Null, false);
+        for data in self {
+            if data == "[DONE]" {
+                done = true;
+                continue;
+            }
+            last = serde_json::from_str(&data).unwrap();
+            let choice = &last["choices"][0];
+            let piece = choice["delta"]["content"]
+                .as_str()
+                .or(choice["text"].as_str());
+            text.push_str(piece.unwrap_or_default());
+        }
+        assert!(done, "the stream ended without [DONE]: {last}");
+        (text, last)
+    }
+
+    /// The error that ends a failed stream.
+    pub fn error(self) -> Value {
+        let last = self.last().expect("an event");
+        let event: Value =
+            serde_json::from_str(&last).unwrap_or_else(|_| panic!("ended with {last}"));
+        assert!(event["error"].is_object(), "{event}");
+        event["error"].clone()
+    }
+}
+
+impl Iterator for Stream {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line).expect("the stream goes on") == 0 {
+                return None;
+            }
+            if let Some(data) = line.trim_end().strip_prefix("data: ") {
+                return Some(data.to_owned());
+            }
+        }
+    }
+}
+
+fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut answer = request(address, "GET", path, b"")?;
+    let mut text = String::new();
+    answer.body.read_to_string(&mut text).ok()?;
+    Some((answer.status, text))
+}
+
+/// One HTTP request on its own connection; `None` when nobody listens.
+pub fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Option<Answer> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(body).ok()?;
+    let mut reader = BufReader::new(stream);
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok()?;
+        match line.trim_end() {
+            "" if lines.is_empty() => return None,
+            "" => break,
+            line => lines.push(line.to_owned()),
+        }
+    }
+    let status = lines[0].split(' ').nth(1)?.parse().ok()?;
+    let is_chunked = lines
+        .iter()
+        .any(|line| line.eq_ignore_ascii_case("transfer-encoding: chunked"));
+    let body: Box<dyn BufRead> = if is_chunked {
+        Box::new(BufReader::new(Chunked { reader, left: 0 }))
+    } else {
+        Box::new(reader)
+    };
+    Some(Answer {
+        status,
+        headers: lines,
+        body,
+    })
+}
+
+/// Takes the chunk sizes out of a chunked body.
+struct Chunked {
+    reader: BufReader<TcpStream>,
+    left: usize,
+}
+
+impl Read for Chunked {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.left == 0 {
+            let mut line = String::new();
+            while line.trim().is_empty() {
+                line.clear();
+                if self.reader.read_line(&mut line)? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            self.left = usize::from_str_radix(line.trim(), 16).expect("a chunk size");
+            if self.left == 0 {
+                return Ok(0);
+            }
+        }
+        let limit = self.left.min(buffer.len());
+        let count = self.reader.read(&mut buffer[..limit])?;
+        self.left -= count;
+        Ok(count)
+    }
+}

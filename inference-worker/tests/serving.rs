@@ -1,0 +1,208 @@
+//! A pod of three ranks with a real model: what clients see.
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{MODEL, Worker, chat, model};
+use llama_contract::{RankPhase, WorkerPhase};
+use rustix::process::Signal;
+use serde_json::json;
+
+const QUESTION: &str = "What is the capital of France?";
+
+#[test]
+fn three_ranks_answer_as_one() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let prompts = [QUESTION, "Count from one to five.", "Name three colours."];
+    let answers = |ranks: &str| {
+        let worker = Worker::serving(&model, &["--tensor-parallel", ranks]);
+        prompts.map(|prompt| worker.chat(prompt, 32))
+    };
+    let alone = answers("1");
+    assert!(alone[0].contains("Paris"), "{alone:?}");
+    assert_eq!(answers("3"), alone);
+}
+
+#[test]
+fn answers_come_whole_or_in_pieces_and_end_at_stops() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let worker = Worker::serving(&model, &["--tensor-parallel=3"]);
+    let whole = worker.chat(QUESTION, 32);
+
+    let mut body = chat(QUESTION, 32);
+    body["stream"] = json!(true);
+    body["stream_options"] = json!({"include_usage": true});
+    let (text, last) = worker.stream("/v1/chat/completions", &body).text();
+    assert_eq!(text, whole);
+    assert!(
+        last["usage"]["completion_tokens"].as_u64().unwrap() > 0,
+        "{last}"
+    );
+
+    let mut body = chat(QUESTION, 32);
+    body["stop"] = json!([" is P", "never"]);
+    let (_, stopped) = worker.post("/v1/chat/completions", &body);
+    let choice = &stopped["choices"][0];
+    assert_eq!(choice["message"]["content"], "The capital of France");
+    assert_eq!(choice["finish_reason"], "stop");
+
+    let body =
+        json!({"model": MODEL, "prompt": "One, two, three,", "max_tokens": 4, "temperature": 0});
+    let (status, completion) = worker.post("/v1/completions", &body);
+    assert_eq!(status, 200, "{completion}");
+    assert_eq!(completion["choices"][0]["finish_reason"], "length");
+    assert_eq!(completion["usage"]["completion_tokens"], 4);
+
+    // The same seed draws the same answer.
+    let mut body = chat("Tell me something.", 16);
+    body["temperature"] = json!(1.0);
+    body["seed"] = json!(11);
+    let draws =
+        [(); 2].map(|()| worker.post("/v1/chat/completions", &body).1["choices"][0].clone());
+    assert_eq!(draws[0], draws[1]);
+
+    let state = worker.state();
+    assert_eq!(state.phase, WorkerPhase::Ready);
+    assert_eq!(state.load.bytes_done, state.load.bytes_total);
+    assert!(state.load.bytes_total > 0);
+    let ranks: Vec<_> = state
+        .ranks
+        .iter()
+        .map(|rank| (rank.rank, rank.phase))
+        .collect();
+    assert_eq!(ranks, [0, 1, 2].map(|rank| (rank, RankPhase::Ready)));
+    assert_eq!(state.ranks[1].step, state.ranks[2].step);
+    assert!(worker.metric("vllm:generation_tokens_total") > 20.0);
+    assert!(worker.metric("llama_rank_step") > 0.0);
+    for path in ["/health", "/livez"] {
+        assert_eq!(worker.internal(path).unwrap().0, 200, "{path}");
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_refused_by_name() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let worker = Worker::serving(&model, &["--max-tokens=64"]);
+    let refused = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut body = chat(QUESTION, 8);
+        change(&mut body);
+        let (status, answer) = worker.post("/v1/chat/completions", &body);
+        (status, answer["error"].clone())
+    };
+    for field in ["tools", "logprobs", "n", "made_up"] {
+        let (status, error) = refused(&|body| body[field] = json!(2));
+        assert_eq!((status, &error["param"]), (400, &json!(field)), "{error}");
+    }
+    let (status, error) = refused(&|body| body["model"] = json!("other"));
+    assert_eq!((status, &error["code"]), (404, &json!("model_not_found")));
+    let (status, error) =
+        refused(&|body| body["messages"][0]["content"] = json!("word ".repeat(80)));
+    assert_eq!(status, 400);
+    assert_eq!(error["code"], "context_length_exceeded", "{error}");
+
+    assert_eq!(worker.open("/v1/chat/completions", b"{").status, 400);
+    assert_eq!(worker.open("/v1/nothing", b"{}").status, 404);
+    assert_eq!(worker.get("/v1/chat/completions").unwrap().0, 405);
+    let (status, models) = worker.get("/v1/models").unwrap();
+    assert!(status == 200 && models.contains(MODEL), "{models}");
+}
+
+#[test]
+fn requests_beyond_the_queue_get_429_and_a_client_that_leaves_makes_room() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let flags = [
+        "--tensor-parallel=3",
+        "--max-sequences=1",
+        "--max-waiting=1",
+    ];
+    let mut worker = Worker::serving(&model, &flags);
+    let running = worker.long_stream();
+    // The second waits; its headers come with its first token.
+    let mut body = chat("Say something long.", 1000);
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| worker.open("/v1/chat/completions", body.as_bytes()).status);
+        while worker.state().waiting == 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let refused = worker.open("/v1/chat/completions", chat("Hi", 4).to_string().as_bytes());
+        assert_eq!(refused.status, 429);
+        assert!(refused.header("retry-after").is_some());
+        assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
+        // The first client leaves: the second gets its place, then leaves too.
+        drop(running);
+        assert_eq!(waiting.join().unwrap(), 200);
+    });
+    let internal = |worker: &Worker| {
+        let state = worker.state();
+        (state.running, state.waiting)
+    };
+    for _ in 0..500 {
+        if internal(&worker) == (0, 0) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(internal(&worker), (0, 0));
+    assert!(!worker.chat("Hi", 4).is_empty());
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.wait().code(), Some(0));
+}
+
+#[test]
+fn sigterm_finishes_running_answers_and_takes_no_more() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let mut worker = Worker::serving(&model, &["--tensor-parallel=3"]);
+    let mut body = chat("Count from one to thirty.", 60);
+    body["stream"] = json!(true);
+    let mut stream = worker.stream("/v1/chat/completions", &body);
+    stream.next().unwrap();
+    worker.signal(Signal::TERM);
+    let state = || harness_state(&worker);
+    while state() != WorkerPhase::Draining {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let late = worker.open("/v1/chat/completions", chat("Hi", 4).to_string().as_bytes());
+    assert_eq!(late.status, 503);
+    assert!(late.header("retry-after").is_some());
+    assert_eq!(worker.internal("/health").unwrap().0, 503);
+    let (text, _) = stream.text();
+    assert!(!text.is_empty());
+    assert_eq!(worker.wait().code(), Some(0), "{}", worker.log());
+}
+
+fn harness_state(worker: &Worker) -> WorkerPhase {
+    worker.state().phase
+}
+
+#[test]
+fn a_second_sigterm_ends_unfinished_answers_with_an_error() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let mut worker = Worker::serving(&model, &["--tensor-parallel=3"]);
+    let stream = worker.long_stream();
+    worker.signal(Signal::TERM);
+    while worker.state().phase != WorkerPhase::Draining {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    worker.signal(Signal::TERM);
+    let error = stream.error();
+    assert!(
+        error["message"].as_str().unwrap().contains("shutting down"),
+        "{error}"
+    );
+    assert_eq!(worker.wait().code(), Some(0), "{}", worker.log());
+}
