@@ -59,7 +59,7 @@ mod tests {
             "--watch-namespace=a,b",
             "--watch-namespace=c",
         ];
-        let args = Args::try_parse_from(argv).expect("parses");
-        assert_eq!(args.watch_namespace, ["a", "b", "c"]);
+        let parsed = Args::try_parse_from(argv).expect("parses");
+        assert_eq!(parsed.watch_namespace, ["a", "b", "c"]);
     }
 }

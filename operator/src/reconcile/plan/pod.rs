@@ -284,7 +284,7 @@ fn init_containers(
         image_pull_policy: settings.pull_policy.clone(),
         command: Some(words(&[MODEL_COPY_PROGRAM, "install", "--to", TOOLS_MOUNT])),
         volume_mounts: Some(vec![mount(TOOLS_VOLUME, TOOLS_MOUNT)]),
-        ..init_container()
+        ..init_container(deployment)
     };
     let fetch = Container {
         name: FETCH_CONTAINER.to_owned(),
@@ -305,12 +305,14 @@ fn init_containers(
             },
             mount(MODEL_VOLUME, MODEL_MOUNT),
         ]),
-        ..init_container()
+        ..init_container(deployment)
     };
     Some(vec![install, fetch])
 }
 
-fn init_container() -> Container {
+/// Asks for little. The limit is the worker's, which costs nothing since the two never
+/// run together: where the scratch volume is in memory, the copy counts against it.
+fn init_container(deployment: &ValidDeployment) -> Container {
     let quantity = |text: &str| Quantity(text.to_owned());
     Container {
         resources: Some(ResourceRequirements {
@@ -318,7 +320,10 @@ fn init_container() -> Container {
                 ("cpu".to_owned(), quantity("50m")),
                 ("memory".to_owned(), quantity("32Mi")),
             ])),
-            limits: Some(BTreeMap::from([("memory".to_owned(), quantity("64Mi"))])),
+            limits: Some(BTreeMap::from([(
+                "memory".to_owned(),
+                quantity(&deployment.memory),
+            )])),
             ..ResourceRequirements::default()
         }),
         security_context: Some(container_security()),

@@ -1,0 +1,103 @@
+//! What is made from a spec, as committed YAML. `cargo insta review`, or
+//! `INSTA_UPDATE=always cargo test -p llama-operator --test plan`, accepts a change.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Cluster, deployment};
+
+/// Services, Secret and pods of a new deployment.
+fn made_from(changes: &Value) -> Value {
+    let cluster = Cluster::new(deployment(changes));
+    let plan = cluster.plan();
+    json!({
+        "services": plan.services,
+        "secret": plan.secret,
+        "pods": plan.create,
+    })
+}
+
+#[test]
+fn one_pod_on_cpu_from_a_claim() {
+    let made = made_from(&json!({}));
+    insta::assert_yaml_snapshot!(made);
+}
+
+#[test]
+fn three_ranks_from_an_image() {
+    let image = json!({
+        "reference": "registry.example/models/smollm2:q4_1",
+        "path": "/models/SmolLM2.gguf",
+        "pullPolicy": "IfNotPresent",
+    });
+    let made = made_from(&json!({
+        "model": {"servedName": "smollm2", "source": {"pvc": null, "image": image}},
+        "parallelism": {"tensor": 3},
+        "context": {"maxTokens": 2048},
+    }));
+    insta::assert_yaml_snapshot!(made["pods"]);
+}
+
+#[test]
+fn three_pods_meet_at_the_first() {
+    let made = made_from(&json!({"parallelism": {"tensor": 6, "nodes": 3}}));
+    assert_eq!(made["pods"].as_array().map(Vec::len), Some(3));
+    insta::assert_yaml_snapshot!(json!({
+        "secret": made["secret"],
+        "first": made["pods"][0]["spec"]["containers"][0],
+        "last": made["pods"][2]["spec"]["containers"][0],
+    }));
+}
+
+#[test]
+fn each_rank_has_a_gpu() {
+    let made = made_from(&json!({
+        "parallelism": {"tensor": 8, "nodes": 2},
+        "resources": {"accelerator": "Gpu", "gpu": {"resourceName": "amd.com/gpu"}},
+    }));
+    let spec = &made["pods"][0]["spec"];
+    insta::assert_yaml_snapshot!(json!({
+        "resources": spec["containers"][0]["resources"],
+        "volumeMounts": spec["containers"][0]["volumeMounts"],
+        "volumes": spec["volumes"],
+    }));
+    let args = spec["containers"][0]["args"].to_string();
+    assert!(args.contains("--device=cuda"), "{args}");
+}
+
+#[test]
+fn placement_reaches_the_pods() {
+    let made = made_from(&json!({"placement": {
+        "nodeSelector": {"pool": "models"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "serving",
+    }}));
+    let spec = &made["pods"][0]["spec"];
+    insta::assert_yaml_snapshot!(json!({
+        "nodeSelector": spec["nodeSelector"],
+        "tolerations": spec["tolerations"],
+        "priorityClassName": spec["priorityClassName"],
+    }));
+}
+
+#[test]
+fn the_revision_follows_what_pods_are_made_from() {
+    let revision = |changes: &Value| Cluster::new(deployment(changes)).plan().revision;
+    let base = revision(&json!({}));
+    assert_eq!(base.len(), 8);
+    for same in [json!({"replicas": 5}), json!({"suspend": true})] {
+        assert_eq!(revision(&same), base, "{same}");
+    }
+    for other in [
+        json!({"model": {"servedName": "x"}}),
+        json!({"model": {"source": {"pvc": {"path": "other.gguf"}}}}),
+        json!({"parallelism": {"tensor": 2}}),
+        json!({"resources": {"cpu": "3"}}),
+        json!({"resources": {"memory": "2Gi"}}),
+        json!({"context": {"maxTokens": 5}}),
+        json!({"placement": {"nodeSelector": {"a": "b"}}}),
+        json!({"placement": {"priorityClassName": "p"}}),
+    ] {
+        assert_ne!(revision(&other), base, "{other}");
+    }
+}

@@ -1,0 +1,380 @@
+//! A cluster in memory: an API server that keeps what a plan writes, and a kubelet that
+//! moves pods on when told to.
+
+#![allow(
+    dead_code,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each test program uses its part, and stops where it cannot go on"
+)]
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, Pod, PodCondition, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use llama_contract::{FailureCategory, FailureReport};
+use llama_crds::v1alpha1::{ConditionType, LlamaDeployment, LlamaDeploymentStatus};
+use llama_operator::reconcile::apply::Applied;
+use llama_operator::reconcile::observe::{Claim, Observed};
+use llama_operator::reconcile::plan::{self, Plan, WORKER_CONTAINER, WorkerSettings};
+use llama_operator::reconcile::status;
+use llama_operator::reconcile::validate::{ValidDeployment, validate};
+use serde_json::{Value, json};
+
+/// Settings of every test.
+pub(crate) fn settings() -> WorkerSettings {
+    WorkerSettings {
+        image: "llama-operator/worker:test".to_owned(),
+        pull_policy: Some("IfNotPresent".to_owned()),
+        drain_seconds: 120,
+    }
+}
+
+/// A deployment `m` in namespace `team` whose spec has `changes` merged in.
+pub(crate) fn deployment(changes: &Value) -> LlamaDeployment {
+    let mut object = json!({
+        "apiVersion": "llmops.dev/v1alpha1",
+        "kind": "LlamaDeployment",
+        "metadata": {"name": "m", "namespace": "team", "uid": "uid-m", "generation": 1},
+        "spec": {
+            "model": {"source": {"pvc": {"claimName": "models", "path": "m.gguf"}}},
+            "resources": {"accelerator": "Cpu", "cpu": "2", "memory": "1Gi"},
+        },
+    });
+    merge(&mut object["spec"], changes);
+    serde_json::from_value(object).expect("the test's object is valid")
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                if value.is_null() {
+                    into.remove(key);
+                } else {
+                    merge(into.entry(key).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, from) => *into = from.clone(),
+    }
+}
+
+/// A bound claim.
+pub(crate) fn bound_claim() -> Claim {
+    Claim::Found(Box::new(
+        serde_json::from_value(json!({
+            "metadata": {"name": "models"},
+            "status": {"phase": "Bound"},
+        }))
+        .expect("a claim"),
+    ))
+}
+
+/// The cluster.
+pub(crate) struct Cluster {
+    /// The deployment, with its status.
+    pub(crate) object: LlamaDeployment,
+    /// Everything else.
+    pub(crate) observed: Observed,
+    /// The time.
+    pub(crate) now: Timestamp,
+    next_uid: u32,
+}
+
+impl Cluster {
+    /// A cluster that holds `object` and its claim.
+    pub(crate) fn new(object: LlamaDeployment) -> Self {
+        Self {
+            object,
+            observed: Observed {
+                claim: bound_claim(),
+                ..Observed::default()
+            },
+            now: Timestamp::from_second(1_800_000_000).expect("a time"),
+            next_uid: 0,
+        }
+    }
+
+    pub(crate) fn valid(&self) -> ValidDeployment {
+        validate(&self.object, &self.observed).expect("the test's deployment is valid")
+    }
+
+    pub(crate) fn status(&self) -> LlamaDeploymentStatus {
+        self.object.status.clone().unwrap_or_default()
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        let previous = self.status();
+        plan::plan(
+            &self.valid(),
+            &settings(),
+            &self.observed,
+            &previous.groups,
+            self.now,
+        )
+    }
+
+    /// One round that stops before its write number `limit`, as a process that is killed
+    /// there. Gives the writes made.
+    pub(crate) fn round_until(&mut self, limit: usize) -> usize {
+        let (valid, plan, previous) = (self.valid(), self.plan(), self.status());
+        let mut writes = 0;
+        let mut may_write = |needed: bool| {
+            if needed && writes < limit {
+                writes += 1;
+                true
+            } else {
+                false
+            }
+        };
+        let mut stopped = false;
+        for service in &plan.services {
+            let missing = !self
+                .observed
+                .services
+                .iter()
+                .any(|live| live.metadata.name == service.metadata.name);
+            if may_write(missing) {
+                self.observed.services.push(service.clone());
+            } else {
+                stopped |= missing;
+            }
+        }
+        for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
+            if stopped || !may_write(true) {
+                stopped = true;
+                break;
+            }
+            self.delete(&deletion.name, Some(&deletion.uid));
+        }
+        for pod in &plan.create {
+            let taken = self
+                .observed
+                .pods
+                .iter()
+                .any(|live| live.metadata.name == pod.metadata.name);
+            if taken {
+                continue;
+            }
+            if stopped || !may_write(true) {
+                stopped = true;
+                break;
+            }
+            self.next_uid += 1;
+            let mut pod = pod.clone();
+            pod.metadata.uid = Some(format!("uid-{}", self.next_uid));
+            self.observed.pods.push(pod);
+        }
+        let applied = Applied::default();
+        let generation = self.object.metadata.generation;
+        let status = status::of_plan(&valid, &plan, &applied, &previous, generation, self.now);
+        if status != previous && !stopped && may_write(true) {
+            self.object.status = Some(status);
+        }
+        writes
+    }
+
+    /// A whole round. Gives the writes made.
+    pub(crate) fn round(&mut self) -> usize {
+        self.round_until(usize::MAX)
+    }
+
+    /// Rounds until nothing is written any more.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..50 {
+            if self.round() == 0 {
+                return;
+            }
+        }
+        panic!("rounds keep writing: {:#?}", self.status());
+    }
+
+    /// Moves the clock.
+    pub(crate) fn advance(&mut self, seconds: i64) {
+        self.now = self
+            .now
+            .checked_add(SignedDuration::from_secs(seconds))
+            .expect("a time");
+    }
+
+    /// Somebody deletes a pod: one that runs has to be ended by the kubelet.
+    pub(crate) fn delete(&mut self, name: &str, uid: Option<&str>) {
+        let now = self.now;
+        let Some(pod) = self.observed.pods.iter_mut().find(|pod| {
+            pod.metadata.name.as_deref() == Some(name)
+                && uid.is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid))
+        }) else {
+            return;
+        };
+        if phase(pod) == "Running" {
+            pod.metadata.deletion_timestamp.get_or_insert(Time(now));
+            pod.metadata.deletion_grace_period_seconds = Some(0);
+        } else {
+            self.observed
+                .pods
+                .retain(|pod| pod.metadata.name.as_deref() != Some(name));
+        }
+    }
+
+    /// The kubelet ends every pod that is being deleted.
+    pub(crate) fn finish_deletions(&mut self) {
+        self.observed
+            .pods
+            .retain(|pod| pod.metadata.deletion_timestamp.is_none());
+    }
+
+    /// Every pod gets a node.
+    pub(crate) fn schedule(&mut self) {
+        for pod in &mut self.observed.pods {
+            let spec = pod.spec.as_mut().expect("pods have a spec");
+            spec.node_name.get_or_insert_with(|| "node-1".to_owned());
+        }
+    }
+
+    /// Every pod with a node runs.
+    pub(crate) fn start(&mut self) {
+        for pod in &mut self.observed.pods {
+            let placed = pod
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.node_name.is_some());
+            if placed && phase(pod) == "Pending" {
+                let running = ContainerState {
+                    running: Some(ContainerStateRunning::default()),
+                    ..ContainerState::default()
+                };
+                pod.status = Some(pod_status("Running", running));
+            }
+        }
+    }
+
+    /// Every pod that runs is ready.
+    pub(crate) fn make_ready(&mut self) {
+        let now = self.now;
+        for pod in &mut self.observed.pods {
+            if phase(pod) == "Running" && pod.metadata.deletion_timestamp.is_none() {
+                let status = pod.status.as_mut().expect("pods that run have a status");
+                status.conditions.get_or_insert_with(|| {
+                    vec![PodCondition {
+                        type_: "Ready".to_owned(),
+                        status: "True".to_owned(),
+                        last_transition_time: Some(Time(now)),
+                        ..PodCondition::default()
+                    }]
+                });
+            }
+        }
+    }
+
+    /// Rounds and a kubelet that does its best, until everything serves.
+    pub(crate) fn bring_up(&mut self) {
+        for _ in 0..5 {
+            self.settle();
+            self.finish_deletions();
+            self.schedule();
+            self.start();
+            self.make_ready();
+        }
+        self.settle();
+    }
+
+    /// The worker of pod `name` ends with `report`.
+    pub(crate) fn fail(&mut self, name: &str, report: &FailureReport) {
+        let terminated = ContainerStateTerminated {
+            exit_code: i32::from(report.category.exit_code()),
+            message: Some(report.to_termination_message()),
+            reason: Some("Error".to_owned()),
+            finished_at: Some(Time(self.now)),
+            ..ContainerStateTerminated::default()
+        };
+        self.end(name, terminated);
+    }
+
+    /// The worker of pod `name` ends.
+    pub(crate) fn end(&mut self, name: &str, terminated: ContainerStateTerminated) {
+        let state = ContainerState {
+            terminated: Some(terminated),
+            ..ContainerState::default()
+        };
+        self.pod_mut(name).status = Some(pod_status("Failed", state));
+    }
+
+    /// The container `container` of pod `name` waits.
+    pub(crate) fn wait(&mut self, name: &str, container: &str, reason: &str, message: &str) {
+        let state = ContainerState {
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.to_owned()),
+                message: Some(message.to_owned()),
+            }),
+            ..ContainerState::default()
+        };
+        let mut status = pod_status("Pending", state);
+        let containers = status.container_statuses.as_mut().expect("one container");
+        container.clone_into(&mut containers[0].name);
+        self.pod_mut(name).status = Some(status);
+    }
+
+    pub(crate) fn pod_mut(&mut self, name: &str) -> &mut Pod {
+        self.observed
+            .pods
+            .iter_mut()
+            .find(|pod| pod.metadata.name.as_deref() == Some(name))
+            .expect("the pod exists")
+    }
+
+    pub(crate) fn pod_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self
+            .observed
+            .pods
+            .iter()
+            .filter_map(|pod| pod.metadata.name.clone())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// `status/reason` of a condition, and its message.
+    pub(crate) fn condition(&self, type_: ConditionType) -> (String, String) {
+        let status = self.status();
+        let found = status::find(&status, type_).expect("the condition is set");
+        (
+            format!("{}/{}", found.status, found.reason),
+            found.message.clone(),
+        )
+    }
+}
+
+fn phase(pod: &Pod) -> &str {
+    let status = pod.status.as_ref();
+    status
+        .and_then(|status| status.phase.as_deref())
+        .unwrap_or("Pending")
+}
+
+fn pod_status(phase: &str, state: ContainerState) -> PodStatus {
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        container_statuses: Some(vec![ContainerStatus {
+            name: WORKER_CONTAINER.to_owned(),
+            image: "llama-operator/worker:test".to_owned(),
+            state: Some(state),
+            ..ContainerStatus::default()
+        }]),
+        ..PodStatus::default()
+    }
+}
+
+/// A report of `category` that names `rank`.
+pub(crate) fn report(category: FailureCategory, rank: Option<u32>) -> FailureReport {
+    FailureReport {
+        category,
+        message: format!("{category} was seen in the test"),
+        rank,
+        node: rank.map(|_| "node-1".to_owned()),
+        step: Some(7),
+        epoch: 0,
+    }
+}

@@ -1,0 +1,196 @@
+//! Each way in which a spec can be refused.
+
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
+mod support;
+
+use llama_crds::v1alpha1::LlamaDeployment;
+use llama_operator::reconcile::observe::Observed;
+use llama_operator::reconcile::validate::{Source, ValidationError, validate};
+use serde_json::{Value, json};
+use support::deployment;
+
+fn refused(object: &LlamaDeployment) -> ValidationError {
+    validate(object, &Observed::default()).expect_err("must be refused")
+}
+
+fn refused_with(changes: &Value) -> ValidationError {
+    refused(&deployment(changes))
+}
+
+#[test]
+fn a_good_spec_is_read_whole() {
+    let object = deployment(&json!({
+        "model": {"servedName": "big"},
+        "parallelism": {"tensor": 4, "nodes": 2},
+        "resources": {"cpu": "5500m"},
+        "context": {"maxTokens": 4096},
+        "replicas": 3,
+    }));
+    let valid = validate(&object, &Observed::default()).expect("valid");
+    assert_eq!(valid.served_name, "big");
+    assert_eq!(
+        (valid.tensor, valid.nodes, valid.ranks_per_pod()),
+        (4, 2, 2)
+    );
+    assert_eq!(valid.threads_per_rank, 2, "5.5 cores for two ranks");
+    assert_eq!(valid.max_tokens, Some(4096));
+    assert_eq!(valid.wanted_groups(), 3);
+    assert!(matches!(valid.source, Source::Claim { .. }));
+    assert_eq!(valid.owner.block_owner_deletion, Some(true));
+}
+
+#[test]
+fn a_rank_has_one_thread_at_least() {
+    let object = deployment(&json!({"parallelism": {"tensor": 3}, "resources": {"cpu": "600m"}}));
+    let valid = validate(&object, &Observed::default()).expect("valid");
+    assert_eq!(valid.threads_per_rank, 1);
+}
+
+#[test]
+fn metadata_must_be_complete() {
+    for field in ["name", "namespace", "uid"] {
+        let mut object = deployment(&json!({}));
+        match field {
+            "name" => object.metadata.name = None,
+            "namespace" => object.metadata.namespace = None,
+            _ => object.metadata.uid = None,
+        }
+        assert_eq!(refused(&object), ValidationError::IncompleteMetadata(field));
+    }
+}
+
+#[test]
+fn names_become_parts_of_other_names() {
+    for name in ["a".repeat(41).as_str(), "1a", "a.b", "a-", "A", ""] {
+        let mut object = deployment(&json!({}));
+        object.metadata.name = Some(name.to_owned());
+        let name = name.to_owned();
+        assert_eq!(refused(&object), ValidationError::BadName { name });
+    }
+}
+
+#[test]
+fn there_is_one_source() {
+    let image = json!({"reference": "i", "path": "/m.gguf"});
+    let both = json!({"model": {"source": {"image": image}}});
+    assert_eq!(
+        refused_with(&both),
+        ValidationError::NotOneSource { count: 2 }
+    );
+    let none = json!({"model": {"source": {"pvc": null}}});
+    assert_eq!(
+        refused_with(&none),
+        ValidationError::NotOneSource { count: 0 }
+    );
+}
+
+#[test]
+fn paths_stay_inside_their_source() {
+    for path in [
+        "../m.gguf",
+        "/m.gguf",
+        "a//m.gguf",
+        "a/../m.gguf",
+        "./m.gguf",
+        "a/",
+    ] {
+        let error = refused_with(&json!({"model": {"source": {"pvc": {"path": path}}}}));
+        assert!(
+            matches!(error, ValidationError::BadPath { .. }),
+            "{path}: {error}"
+        );
+    }
+    for path in ["m.gguf", "/../m.gguf", "/", "/a/"] {
+        let image = json!({"reference": "i", "path": path});
+        let error = refused_with(&json!({"model": {"source": {"pvc": null, "image": image}}}));
+        assert!(
+            matches!(error, ValidationError::BadPath { .. }),
+            "{path}: {error}"
+        );
+    }
+}
+
+#[test]
+fn numbers_stay_in_range() {
+    for (changes, field) in [
+        (json!({"replicas": 257}), "spec.replicas"),
+        (json!({"replicas": -1}), "spec.replicas"),
+        (
+            json!({"parallelism": {"tensor": 0}}),
+            "spec.parallelism.tensor",
+        ),
+        (
+            json!({"parallelism": {"nodes": 65}}),
+            "spec.parallelism.nodes",
+        ),
+        (
+            json!({"context": {"maxTokens": 0}}),
+            "spec.context.maxTokens",
+        ),
+    ] {
+        let error = refused_with(&changes);
+        assert!(
+            matches!(error, ValidationError::OutOfRange { field: found, .. } if found == field),
+            "{changes}: {error}"
+        );
+    }
+}
+
+#[test]
+fn ranks_are_shared_out_evenly() {
+    let error = refused_with(&json!({"parallelism": {"tensor": 3, "nodes": 2}}));
+    assert_eq!(
+        error,
+        ValidationError::UnevenRanks {
+            tensor: 3,
+            nodes: 2
+        }
+    );
+}
+
+#[test]
+fn gpu_settings_need_gpus() {
+    let error = refused_with(&json!({"resources": {"gpu": {}}}));
+    assert_eq!(error, ValidationError::GpuWithoutAccelerator);
+}
+
+#[test]
+fn quantities_are_large_enough() {
+    for (field, value) in [
+        ("cpu", "0"),
+        ("cpu", "x"),
+        ("memory", "512m"),
+        ("memory", "1Q"),
+    ] {
+        let error = refused_with(&json!({"resources": {field: value}}));
+        assert!(
+            matches!(&error, ValidationError::BadQuantity { value: found, .. } if found == value),
+            "{field} {value}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_service_of_somebody_else_is_left_alone() {
+    let service = |owner: Value| {
+        serde_json::from_value(json!({
+            "metadata": {"name": "m-ranks", "namespace": "team", "ownerReferences": owner},
+        }))
+        .expect("a Service")
+    };
+    let reference = |uid: &str| json!([{"apiVersion": "v1", "kind": "K", "name": "n", "uid": uid}]);
+    let object = deployment(&json!({}));
+    for (owner, good) in [
+        (json!([]), false),
+        (reference("other"), false),
+        (reference("uid-m"), true),
+    ] {
+        let observed = Observed {
+            services: vec![service(owner)],
+            ..Observed::default()
+        };
+        let result = validate(&object, &observed);
+        assert_eq!(result.is_ok(), good, "{result:?}");
+    }
+}
