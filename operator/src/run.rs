@@ -75,12 +75,20 @@ pub enum RunError {
     WatchEnded,
 }
 
-/// Runs until a signal, or until something that must run has ended.
+/// Runs against the cluster of the kubeconfig or the service account.
 ///
 /// # Errors
 /// Whatever ended it, unless that was SIGTERM or SIGINT.
 pub async fn run(args: Args) -> Result<(), RunError> {
     let client = client().await?;
+    run_with(client, args).await
+}
+
+/// Runs until a signal, or until something that must run has ended.
+///
+/// # Errors
+/// Whatever ended it, unless that was SIGTERM or SIGINT.
+pub async fn run_with(client: Client, args: Args) -> Result<(), RunError> {
     let identity = format!("{}_{}", args.identity, unique()?);
     let context = Arc::new(Context {
         client: client.clone(),

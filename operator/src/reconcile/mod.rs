@@ -25,7 +25,6 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
 
@@ -328,9 +327,4 @@ impl Target<'_> {
 fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
-/// The reference by which controller stores know an object.
-pub fn object_ref(name: &str, namespace: &str) -> ObjectRef<Guarded> {
-    ObjectRef::<Guarded>::new(name).within(namespace)
 }

@@ -1,0 +1,466 @@
+//! Against the real API server: what the schema refuses, what a round writes, and that
+//! deletion leaves nothing. Pods do not run; the test is their kubelet.
+
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
+#[path = "support/control_plane.rs"]
+mod control_plane;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser as _;
+use control_plane::{control_plane, programs};
+use k8s_openapi::api::core::v1::{Event, Pod, Secret, Service};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy,
+};
+use kube::core::DeserializeGuard;
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Client, Resource, ResourceExt};
+use llama_contract::{FailureCategory, FailureReport};
+use llama_crds::v1alpha1::{ConditionType, GroupPhase, LlamaDeployment};
+use llama_operator::args::Args;
+use llama_operator::backoff::Backoff;
+use llama_operator::context::{Context, Settings};
+use llama_operator::metrics::Metrics;
+use llama_operator::reconcile::plan::WorkerSettings;
+use llama_operator::reconcile::{reconcile, status};
+use serde_json::{Value, json};
+
+const NAMESPACE: &str = "default";
+const WITHIN: Duration = Duration::from_mins(1);
+
+/// One object under test and the operator's half of the work, done by hand.
+struct Place {
+    client: Client,
+    context: Arc<Context>,
+}
+
+impl Place {
+    fn new(client: &Client) -> Self {
+        let settings = Settings {
+            worker: WorkerSettings {
+                image: "llama-operator/worker:test".to_owned(),
+                pull_policy: None,
+                drain_seconds: 120,
+            },
+            reconcile_timeout: Duration::from_secs(15),
+            identity: "test".to_owned(),
+        };
+        Self {
+            client: client.clone(),
+            context: Arc::new(Context {
+                client: client.clone(),
+                metrics: Arc::new(Metrics::new()),
+                backoff: Backoff::default(),
+                settings,
+            }),
+        }
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    async fn create(&self, object: Value) -> Result<LlamaDeployment, kube::Error> {
+        let resource = kube::api::ApiResource::erase::<LlamaDeployment>(&());
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), NAMESPACE, &resource);
+        let object: DynamicObject = serde_json::from_value(object).expect("an object");
+        let created = api.create(&PostParams::default(), &object).await?;
+        Ok(created.try_parse().expect("what was accepted can be read"))
+    }
+
+    async fn get(&self, name: &str) -> anyhow::Result<LlamaDeployment> {
+        Ok(self.api::<LlamaDeployment>().get(name).await?)
+    }
+
+    /// One round, as the controller would call it.
+    async fn round(&self, name: &str) -> anyhow::Result<LlamaDeployment> {
+        let object = self.get(name).await?;
+        let object = Arc::new(DeserializeGuard(Ok(object)));
+        reconcile(object, Arc::clone(&self.context)).await?;
+        self.get(name).await
+    }
+
+    /// resourceVersions of the object and of everything that belongs to it.
+    async fn versions(&self, name: &str) -> anyhow::Result<BTreeMap<String, Option<String>>> {
+        let selector = ListParams::default().labels(&format!("llmops.dev/deployment={name}"));
+        let mut all = BTreeMap::new();
+        let object = self.get(name).await?;
+        all.insert("object".to_owned(), object.resource_version());
+        for pod in self.api::<Pod>().list(&selector).await? {
+            all.insert(format!("pod/{}", pod.name_any()), pod.resource_version());
+        }
+        for service in self.api::<Service>().list(&selector).await? {
+            let key = format!("service/{}", service.name_any());
+            all.insert(key, service.resource_version());
+        }
+        for secret in self.api::<Secret>().list(&selector).await? {
+            let key = format!("secret/{}", secret.name_any());
+            all.insert(key, secret.resource_version());
+        }
+        Ok(all)
+    }
+
+    async fn set_pod_status(&self, name: &str, status: Value) -> anyhow::Result<()> {
+        let patch = Patch::Merge(json!({"status": status}));
+        let params = PatchParams::default();
+        self.api::<Pod>()
+            .patch_status(name, &params, &patch)
+            .await?;
+        Ok(())
+    }
+
+    /// The scheduler and the kubelet: the pod gets a node, runs and is ready.
+    async fn run_pod(&self, name: &str, node: &str) -> anyhow::Result<()> {
+        let binding = json!({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        });
+        let url = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}/binding");
+        let request = http::Request::post(url)
+            .header("content-type", "application/json")
+            .body(binding.to_string().into_bytes())?;
+        self.client.request_text(request).await?;
+        let ready = json!([{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+        self.set_pod_status(name, json!({"phase": "Running", "conditions": ready}))
+            .await
+    }
+
+    /// The kubelet: pods that are being deleted end at once.
+    async fn end_deleted_pods(&self) -> anyhow::Result<()> {
+        let pods = self.api::<Pod>();
+        for pod in pods.list(&ListParams::default()).await? {
+            if pod.metadata.deletion_timestamp.is_some() {
+                let now = DeleteParams::default().grace_period(0);
+                let _ = pods.delete(&pod.name_any(), &now).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn until(
+        &self,
+        what: &str,
+        mut look: impl AsyncFnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let deadline = Instant::now() + WITHIN;
+        while !look().await? {
+            ensure!(Instant::now() < deadline, "{what}: not within {WITHIN:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+}
+
+fn object(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "llmops.dev/v1alpha1",
+        "kind": "LlamaDeployment",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}
+
+fn spec() -> Value {
+    json!({
+        "model": {"source": {"image": {"reference": "models:1", "path": "/m.gguf"}}},
+        "resources": {"accelerator": "Cpu", "cpu": "600m", "memory": "1Gi"},
+    })
+}
+
+#[tokio::test]
+async fn the_real_api_server_agrees() -> anyhow::Result<()> {
+    let Some(programs) = programs() else {
+        return Ok(());
+    };
+    let cluster = control_plane(&programs).await?;
+    let place = Place::new(&cluster.client);
+    install_crd(&cluster.client).await?;
+    bad_specs_are_refused(&place).await?;
+    defaults_are_filled_in(&place).await?;
+    a_group_lives_and_dies(&place).await?;
+    scaling_goes_through_the_subresource(&place).await?;
+    deletion_leaves_nothing(&place).await?;
+    the_program_does_the_same(&place).await
+}
+
+async fn install_crd(client: &Client) -> anyhow::Result<()> {
+    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let crd = llama_crds::crd();
+    let name = crd.name_any();
+    let params = PatchParams::apply("test").validation_strict();
+    crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
+    let established = await_condition(crds, &name, conditions::is_crd_established());
+    tokio::time::timeout(WITHIN, established).await??;
+    Ok(())
+}
+
+async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
+    let both = json!({"claimName": "c", "path": "m.gguf"});
+    let cases = [
+        ("/model/source/pvc", both, "exactly one of pvc and image"),
+        (
+            "/model/source/image",
+            Value::Null,
+            "exactly one of pvc and image",
+        ),
+        (
+            "/model/source/image/path",
+            json!("m.gguf"),
+            "must start with '/'",
+        ),
+        (
+            "/model/source/image/path",
+            json!("/a/../m.gguf"),
+            "'.' or '..' parts",
+        ),
+        (
+            "/model/source/image/pullPolicy",
+            json!("Sometimes"),
+            "pullPolicy",
+        ),
+        ("/model/servedName", json!("a b"), "servedName"),
+        (
+            "/parallelism",
+            json!({"tensor": 3, "nodes": 2}),
+            "multiple of nodes",
+        ),
+        ("/parallelism", json!({"tensor": 65}), "tensor"),
+        ("/replicas", json!(257), "replicas"),
+        ("/resources/memory", json!("0"), "at least 32Mi"),
+        ("/resources/memory", json!("512m"), "at least 32Mi"),
+        ("/resources/memory", json!("-1Gi"), "memory"),
+        ("/resources/cpu", json!(0), "more than 0"),
+        ("/resources/accelerator", Value::Null, "accelerator"),
+        (
+            "/resources/gpu",
+            json!({}),
+            "gpu is only for accelerator Gpu",
+        ),
+        ("/context", json!({"maxTokens": 0}), "maxTokens"),
+    ];
+    for (field, value, words) in cases {
+        let mut bad = spec();
+        let (parent, last) = field.rsplit_once('/').expect("a pointer");
+        let parent = bad.pointer_mut(parent).expect("the parent exists");
+        match value {
+            Value::Null => parent.as_object_mut().expect("a map").remove(last),
+            value => parent
+                .as_object_mut()
+                .expect("a map")
+                .insert(last.to_owned(), value),
+        };
+        let error = place.create(object("bad", &bad)).await.err();
+        let error = error
+            .with_context(|| format!("{field} was accepted"))?
+            .to_string();
+        ensure!(error.contains(words), "{field}: {error}");
+    }
+    for name in ["a.b", "1a", &"a".repeat(41)] {
+        let error = place.create(object(name, &spec())).await.err();
+        let error = error
+            .with_context(|| format!("{name} was accepted"))?
+            .to_string();
+        ensure!(error.contains("metadata.name must"), "{name}: {error}");
+    }
+    Ok(())
+}
+
+async fn defaults_are_filled_in(place: &Place) -> anyhow::Result<()> {
+    let mut small = spec();
+    small["resources"]["accelerator"] = json!("Gpu");
+    small["resources"]["gpu"] = json!({});
+    small["resources"]["cpu"] = json!(2);
+    let created = place.create(object("defaults", &small)).await?;
+    let spec = created.spec;
+    assert_eq!((spec.parallelism.tensor, spec.parallelism.nodes), (1, 1));
+    assert_eq!((spec.replicas, spec.suspend), (1, false));
+    assert_eq!(
+        spec.resources.gpu.expect("set").resource_name,
+        "nvidia.com/gpu"
+    );
+    place
+        .api::<LlamaDeployment>()
+        .delete("defaults", &DeleteParams::default())
+        .await?;
+    Ok(())
+}
+
+async fn a_group_lives_and_dies(place: &Place) -> anyhow::Result<()> {
+    let mut two_pods = spec();
+    two_pods["parallelism"] = json!({"tensor": 4, "nodes": 2});
+    place.create(object("m", &two_pods)).await?;
+    let seen = place.round("m").await?;
+    let ready = |object: &LlamaDeployment| {
+        let status = object.status.clone().unwrap_or_default();
+        let condition = status::find(&status, ConditionType::Ready).cloned();
+        condition.map(|found| format!("{}/{}", found.status, found.reason))
+    };
+    assert_eq!(ready(&seen).as_deref(), Some("False/GroupsStarting"));
+    let versions = place.versions("m").await?;
+    let names: Vec<_> = versions.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "object",
+            "pod/m-0-0",
+            "pod/m-0-1",
+            "secret/m-rendezvous",
+            "service/m",
+            "service/m-ranks"
+        ]
+    );
+    for (pod, node) in [("m-0-0", "node-a"), ("m-0-1", "node-b")] {
+        place.run_pod(pod, node).await?;
+    }
+    place.round("m").await?;
+    assert_eq!(
+        ready(&place.get("m").await?).as_deref(),
+        Some("True/AllGroupsReady")
+    );
+    steady_state_writes_nothing(place).await?;
+
+    let report = FailureReport {
+        category: FailureCategory::RankDied,
+        message: "rank 3 on node node-b was killed by SIGKILL at step 17".to_owned(),
+        rank: Some(3),
+        node: Some("node-b".to_owned()),
+        step: Some(17),
+        epoch: 0,
+    };
+    let terminated = json!({"exitCode": 70, "message": report.to_termination_message()});
+    let container = json!({
+        "name": "worker", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": terminated},
+    });
+    let failed = json!({"phase": "Failed", "containerStatuses": [container]});
+    place.set_pod_status("m-0-1", failed).await?;
+    let group = place.round("m").await?.status.expect("a status").groups[0].clone();
+    assert_eq!(
+        (group.phase, group.epoch, group.restarts),
+        (GroupPhase::Restarting, 1, 1)
+    );
+    let failure = group.last_failure.expect("a failure");
+    assert_eq!(
+        (failure.rank, failure.node.as_deref()),
+        (Some(3), Some("node-b"))
+    );
+    let events = place.api::<Event>().list(&ListParams::default()).await?;
+    let told = events
+        .items
+        .iter()
+        .find(|event| event.reason.as_deref() == Some("RankDied"));
+    let note = told
+        .and_then(|event| event.message.clone())
+        .context("an event")?;
+    assert!(
+        note.contains("rank 3 on node node-b") && note.contains("restart 1"),
+        "{note}"
+    );
+
+    // The controller would call again by itself; the test is the kubelet as well.
+    place
+        .until("the group is made anew", async || {
+            place.round("m").await?;
+            place.end_deleted_pods().await?;
+            let second = ListParams::default().labels("llmops.dev/epoch=1");
+            Ok(place.api::<Pod>().list(&second).await?.items.len() == 2)
+        })
+        .await
+}
+
+async fn steady_state_writes_nothing(place: &Place) -> anyhow::Result<()> {
+    let before = place.versions("m").await?;
+    for _ in 0..3 {
+        place.round("m").await?;
+    }
+    assert_eq!(place.versions("m").await?, before);
+    Ok(())
+}
+
+async fn scaling_goes_through_the_subresource(place: &Place) -> anyhow::Result<()> {
+    let api = place.api::<LlamaDeployment>();
+    let patch = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    let scale = api
+        .patch_scale("m", &PatchParams::default(), &patch)
+        .await?;
+    let status = scale.status.context("a scale has a status")?;
+    assert_eq!(
+        status.selector.as_deref(),
+        Some("llmops.dev/deployment=m,llmops.dev/rank0=true")
+    );
+    let scaled = place.round("m").await?.status.context("a status")?;
+    assert_eq!(scaled.replicas, 2);
+    let selector = ListParams::default().labels(&status.selector.unwrap_or_default());
+    let leaders = place.api::<Pod>().list(&selector).await?;
+    assert_eq!(leaders.items.len(), 2, "one pod a group");
+    Ok(())
+}
+
+async fn deletion_leaves_nothing(place: &Place) -> anyhow::Result<()> {
+    let foreground = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Foreground),
+        ..DeleteParams::default()
+    };
+    place
+        .api::<LlamaDeployment>()
+        .delete("m", &foreground)
+        .await?;
+    if let Ok(object) = place.get("m").await {
+        // On its way out it is never given new children.
+        let object = Arc::new(DeserializeGuard(Ok(object)));
+        reconcile(object, Arc::clone(&place.context)).await?;
+    }
+    let selector = ListParams::default().labels("llmops.dev/deployment=m");
+    place
+        .until("everything is gone", async || {
+            place.end_deleted_pods().await?;
+            let left = place.api::<Pod>().list(&selector).await?.items.len()
+                + place.api::<Service>().list(&selector).await?.items.len()
+                + place.api::<Secret>().list(&selector).await?.items.len();
+            let object = place.api::<LlamaDeployment>().get_opt("m").await?;
+            Ok(left == 0 && object.is_none())
+        })
+        .await
+}
+
+/// The whole program: lease, watches, rounds.
+async fn the_program_does_the_same(place: &Place) -> anyhow::Result<()> {
+    let args = Args::try_parse_from([
+        "llama-operator",
+        "--worker-image=llama-operator/worker:test",
+        "--listen=127.0.0.1:0",
+        "--lease-namespace=default",
+    ])?;
+    let program = llama_operator::run::run_with(place.client.clone(), args);
+    let story = async {
+        place.create(object("p", &spec())).await?;
+        let pod = place.api::<Pod>();
+        place
+            .until("a pod", async || Ok(pod.get_opt("p-0-0").await?.is_some()))
+            .await?;
+        place.run_pod("p-0-0", "node-a").await?;
+        place
+            .until("Ready", async || {
+                let status = place.get("p").await?.status.unwrap_or_default();
+                let ready = status::find(&status, ConditionType::Ready);
+                Ok(ready.is_some_and(|ready| ready.status == "True"))
+            })
+            .await
+    };
+    tokio::select! {
+        ended = program => anyhow::bail!("the operator ended: {ended:?}"),
+        result = story => result,
+    }
+}
