@@ -19,6 +19,7 @@ use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy,
 };
 use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Resource, ResourceExt};
 use llama_contract::{FailureCategory, FailureReport};
@@ -189,6 +190,7 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
     install_crd(&cluster.client).await?;
     bad_specs_are_refused(&place).await?;
     defaults_are_filled_in(&place).await?;
+    an_unreadable_object_is_reported_on(&place).await?;
     a_group_lives_and_dies(&place).await?;
     scaling_goes_through_the_subresource(&place).await?;
     deletion_leaves_nothing(&place).await?;
@@ -293,6 +295,34 @@ async fn defaults_are_filled_in(place: &Place) -> anyhow::Result<()> {
     place
         .api::<LlamaDeployment>()
         .delete("defaults", &DeleteParams::default())
+        .await?;
+    Ok(())
+}
+
+/// As after a change of the schema: the object is there, and this version cannot read it.
+async fn an_unreadable_object_is_reported_on(place: &Place) -> anyhow::Result<()> {
+    let created = place.create(object("odd", &spec())).await?;
+    let invalid = InvalidObject {
+        error: "missing field `tensor`".to_owned(),
+        metadata: created.metadata,
+    };
+    let object = Arc::new(DeserializeGuard(Err(invalid)));
+    reconcile(object, Arc::clone(&place.context)).await?;
+    let status = place.get("odd").await?.status.context("a status")?;
+    let stalled = status::find(&status, ConditionType::Stalled).context("a condition")?;
+    assert_eq!(
+        (stalled.status.as_str(), stalled.reason.as_str()),
+        ("True", "InvalidSpec")
+    );
+    assert!(
+        stalled.message.contains("missing field `tensor`"),
+        "{}",
+        stalled.message
+    );
+    let delete = DeleteParams::default();
+    place
+        .api::<LlamaDeployment>()
+        .delete("odd", &delete)
         .await?;
     Ok(())
 }

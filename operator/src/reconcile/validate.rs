@@ -83,8 +83,8 @@ pub enum ValidationError {
     },
     /// A Service of a needed name is not ours to change.
     #[error(
-        "Service {service} is needed but belongs to {owner}; rename the LlamaDeployment or remove \
-         the Service"
+        "Service {service} exists already and is not of this LlamaDeployment: {owner}; rename the \
+         LlamaDeployment or remove the Service"
     )]
     NameConflict {
         /// The Service.
@@ -369,8 +369,8 @@ fn free_names(valid: &ValidDeployment, observed: &Observed) -> Result<(), Valida
         return Err(ValidationError::NameConflict {
             service: name.clone(),
             owner: owners.first().map_or_else(
-                || "nobody known to the cluster".to_owned(),
-                |owner| format!("{} {} (UID {})", owner.kind, owner.name, owner.uid),
+                || "it has no owner".to_owned(),
+                |owner| format!("it is of {} {} (UID {})", owner.kind, owner.name, owner.uid),
             ),
         });
     }
