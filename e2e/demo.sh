@@ -51,8 +51,6 @@ kubectl() { "$KUBECTL" --kubeconfig "$KUBECONFIG_FILE" --namespace "$NAMESPACE" 
 
 field() { "$LLAMA_CLUSTER" --name "$NAME" status --json | sed -n "s/^  \"$1\": \"\(.*\)\",\{0,1\}\$/\1/p"; }
 
-compile_harness() { cargo build --quiet --locked --release -p llama-e2e; }
-
 install_operator() {
     "$HELM" --kubeconfig "$KUBECONFIG_FILE" upgrade --install llama-operator charts/llama-operator \
         --namespace llama-system --create-namespace \
@@ -93,8 +91,8 @@ ask() {
 
 up() {
     mkdir -p "$LOGS"
-    phase "Compile the cluster harness" compile_harness
-    phase "Compile operator and worker, fetch the model, write images" e2e/images.sh
+    phase "Compile operator, worker and harness" e2e/build.sh
+    phase "Fetch the model and write images" e2e/images.sh
     phase "Build Kubernetes, etcd, CoreDNS and Helm (once)" "$LLAMA_CLUSTER" build
     phase "Start the cluster" "$LLAMA_CLUSTER" --name "$NAME" up
     KUBECONFIG_FILE=$(field kubeconfig) KUBECTL=$(field kubectl) HELM=$(field helm)
@@ -119,7 +117,7 @@ END
 }
 
 down() {
-    [ -x "$LLAMA_CLUSTER" ] || compile_harness
+    [ -x "$LLAMA_CLUSTER" ] || e2e/build.sh
     "$LLAMA_CLUSTER" --name "$NAME" down
     rm -rf "$LOGS"
 }

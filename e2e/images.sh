@@ -8,17 +8,12 @@ cd "$(dirname "$0")/.."
 CACHE=${LLAMA_CACHE:?say where the cache is}
 MODEL=$CACHE/models/SmolLM2-135M-Instruct.Q4_1.gguf
 TARGET=${CARGO_TARGET_DIR:-target}
-TRIPLE=$(uname -m)-unknown-linux-gnu
 RELEASE=$TARGET/release
-# Other flags would make cargo build everything again, so these have their own folder.
-STATIC=$TARGET/static
+STATIC=$TARGET/static/$(uname -m)-unknown-linux-gnu/release
 IMAGES=$TARGET/images
 
 e2e/fetch-model.sh "$MODEL"
-echo "  images: compiling operator, worker and harness" >&2
-cargo build --quiet --locked --release -p llama-operator -p llama-worker -p llama-e2e
-RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --release \
-    --target "$TRIPLE" --target-dir "$STATIC" -p llama-model-copy
+e2e/build.sh
 
 mkdir -p "$IMAGES"
 image() { # name input…
@@ -28,5 +23,5 @@ image() { # name input…
 }
 image operator --input "llama-operator=$RELEASE/llama-operator"
 image worker --input "llama-worker=$RELEASE/llama-worker" \
-    --input "llama-model-copy=$STATIC/$TRIPLE/release/llama-model-copy"
+    --input "llama-model-copy=$STATIC/llama-model-copy"
 image smollm2-135m-instruct --input "model=$MODEL"

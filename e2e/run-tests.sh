@@ -28,7 +28,7 @@ why_no_cluster() {
 # The programs of a control plane, for tests against the real API server.
 components() {
     if [ -n "$(why_no_cluster)" ]; then return; fi
-    cargo build --quiet --locked --release -p llama-e2e
+    e2e/build.sh
     LLAMA_COMPONENTS_DIR=$("$LLAMA_CLUSTER" build)
     export LLAMA_COMPONENTS_DIR
 }
