@@ -9,14 +9,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 
 /// Content type of the `OpenMetrics` text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether this process does its duty: it leads and watches, or stands by.
+/// Whether this process can do its duty, leading or standing by.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<AtomicBool>);
 
@@ -37,28 +36,28 @@ struct Shared {
     readiness: Readiness,
 }
 
-/// Serves until `stop`.
+/// Serves until it fails.
 pub async fn serve(
     listener: TcpListener,
     context: Arc<Context>,
     readiness: Readiness,
-    stop: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .with_state(Shared { context, readiness });
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+    axum::serve(listener, router).await
 }
 
 async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
     if shared.readiness.get() {
         (StatusCode::OK, "ok")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not watching yet")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the API server does not serve LlamaDeployments to the operator yet",
+        )
     }
 }
 

@@ -12,6 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
+use crate::telemetry::chain;
+
 /// How long a lease lasts without being renewed.
 const DURATION: Duration = Duration::from_secs(15);
 /// A holder that could not renew for this long stops, well before others take over.
@@ -48,6 +50,12 @@ pub enum LeaseError {
         name: String,
         /// Who has it.
         holder: String,
+    },
+    /// Another process wrote it between our look and our write.
+    #[error("Lease {name} was changed by another process at the same moment")]
+    Raced {
+        /// The lease.
+        name: String,
     },
     /// It could not be renewed in time.
     #[error("Lease {name} could not be renewed for {RENEW_DEADLINE:?}")]
@@ -116,40 +124,49 @@ impl Candidate {
         }
     }
 
-    /// Returns once the lease is ours. Failed calls are logged and tried again.
-    pub async fn acquire(&mut self) {
+    /// Returns once the lease is ours, with the time from which it lasts. Failed calls are
+    /// logged and tried again.
+    pub async fn acquire(&mut self) -> Instant {
         let mut told = String::new();
-        loop {
+        let acquired = loop {
+            let begun = Instant::now();
             match self.step().await {
                 Ok(Decision::Wait { holder }) if holder == told => {}
                 Ok(Decision::Wait { holder }) => {
                     tracing::info!(lease = %self.name, %holder, "standing by");
                     told = holder;
                 }
-                Ok(_) => break,
+                Ok(_) => break begun,
                 Err(error) => log("cannot take the lease", &error),
             }
             tokio::time::sleep(PERIOD).await;
-        }
+        };
         tracing::info!(lease = %self.name, me = %self.me, "leading");
+        acquired
     }
 
-    /// Renews until the lease is lost, and says how it was.
-    pub async fn keep(&mut self) -> LeaseError {
-        let mut renewed = Instant::now();
+    /// Renews the lease, ours since `renewed`, until it is lost, and says how it was.
+    ///
+    /// Time counts from before a write, where others count from after it, and a call that
+    /// hangs is cut off: the holder always stops before another may start.
+    pub async fn keep(&mut self, mut renewed: Instant) -> LeaseError {
         loop {
-            tokio::time::sleep(PERIOD).await;
-            match self.step().await {
+            let left = RENEW_DEADLINE.saturating_sub(renewed.elapsed());
+            let attempt = async {
+                tokio::time::sleep(PERIOD).await;
+                (Instant::now(), self.step().await)
+            };
+            let Ok((begun, result)) = tokio::time::timeout(left, attempt).await else {
+                let name = self.name.clone();
+                return LeaseError::Expired { name };
+            };
+            match result {
                 Ok(Decision::Wait { holder }) => {
                     let name = self.name.clone();
                     return LeaseError::Lost { name, holder };
                 }
-                Ok(_) => renewed = Instant::now(),
+                Ok(_) => renewed = begun,
                 Err(error) => log("cannot renew the lease", &error),
-            }
-            if renewed.elapsed() >= RENEW_DEADLINE {
-                let name = self.name.clone();
-                return LeaseError::Expired { name };
             }
         }
     }
@@ -169,7 +186,7 @@ impl Candidate {
         }
     }
 
-    /// One look at the lease and what follows from it. A lost race is a reason to wait.
+    /// One look at the lease and what follows from it.
     async fn step(&mut self) -> Result<Decision, LeaseError> {
         let lease = self.read().await?;
         let version = lease
@@ -195,9 +212,9 @@ impl Candidate {
             }
         };
         match written {
-            Err(LeaseError::Api { source, .. }) if is_race(&source) => Ok(Decision::Wait {
-                holder: "another process that was faster".to_owned(),
-            }),
+            Err(LeaseError::Api { name, source, .. }) if is_race(&source) => {
+                Err(LeaseError::Raced { name })
+            }
             other => other.map(|()| decision),
         }
     }
@@ -247,7 +264,7 @@ impl Candidate {
 }
 
 fn log(what: &'static str, error: &LeaseError) {
-    tracing::warn!(error = error as &dyn std::error::Error, "{what}");
+    tracing::warn!(error = chain(error), "{what}");
 }
 
 fn is_race(error: &kube::Error) -> bool {
@@ -308,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_holder_stops_before_others_may_start() {
-        assert!(RENEW_DEADLINE + CALL_TIMEOUT <= DURATION);
+        assert!(RENEW_DEADLINE + PERIOD < DURATION);
         assert!(PERIOD * 3 < RENEW_DEADLINE);
     }
 }

@@ -9,15 +9,14 @@ use llama_operator::{run, telemetry};
 #[tokio::main]
 async fn main() -> ExitCode {
     let args = Args::parse();
-    if let Err(error) = telemetry::start(&args.log) {
+    if let Err(error) = telemetry::start(&args.log, args.log_format) {
         eprintln!("llama-operator: --log {:?}: {error}", args.log);
         return ExitCode::FAILURE;
     }
     match run::run(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            tracing::error!(error, "ended");
+            tracing::error!(error = telemetry::chain(&error), "ended");
             ExitCode::FAILURE
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use axum::http::Method;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -27,6 +28,12 @@ struct Deployment {
     name: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Write {
+    verb: &'static str,
+    resource: String,
+}
+
 /// Metrics of the operator.
 #[derive(Debug)]
 pub struct Metrics {
@@ -39,6 +46,7 @@ pub struct Metrics {
     in_backoff: Gauge,
     leader: Gauge,
     watch_errors: Counter<u64, AtomicU64>,
+    api_writes: Family<Write, Counter>,
 }
 
 impl Default for Metrics {
@@ -64,6 +72,7 @@ impl Metrics {
             in_backoff: Gauge::default(),
             leader: Gauge::default(),
             watch_errors: Counter::default(),
+            api_writes: Family::default(),
         };
         metrics.register();
         metrics
@@ -112,6 +121,11 @@ impl Metrics {
             "Watches that had to be opened again",
             self.watch_errors.clone(),
         );
+        registry.register(
+            "api_writes",
+            "Writes sent to the API server, by verb and resource",
+            self.api_writes.clone(),
+        );
     }
 
     /// A round ended.
@@ -153,6 +167,15 @@ impl Metrics {
         self.watch_errors.inc();
     }
 
+    /// A request is sent to the API server.
+    pub fn requested(&self, method: &Method, path: &str) {
+        if let (Some(verb), Some(resource)) = (write_verb(method), resource(path)) {
+            self.api_writes
+                .get_or_create(&Write { verb, resource })
+                .inc();
+        }
+    }
+
     /// Everything in the `OpenMetrics` text format.
     pub fn text(&self, in_backoff: usize) -> Result<String, std::fmt::Error> {
         self.in_backoff
@@ -160,6 +183,34 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+/// The Kubernetes verb of a request that writes.
+fn write_verb(method: &Method) -> Option<&'static str> {
+    match method.as_str() {
+        "POST" => Some("create"),
+        "PUT" => Some("update"),
+        "PATCH" => Some("patch"),
+        "DELETE" => Some("delete"),
+        _ => None,
+    }
+}
+
+/// The resource and subresource of a path, for example `llamadeployments/status`.
+fn resource(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let (["api", _, within @ ..] | ["apis", _, _, within @ ..]) = parts.as_slice() else {
+        return None;
+    };
+    let object = match within {
+        ["namespaces", _, object @ ..] if !object.is_empty() => object,
+        object => object,
+    };
+    match object {
+        [resource] | [resource, _] => Some((*resource).to_owned()),
+        [resource, _, subresource] => Some(format!("{resource}/{subresource}")),
+        _ => None,
     }
 }
 
@@ -184,6 +235,7 @@ mod tests {
         metrics.group_failed("RankDied");
         metrics.groups("team/m", 2, 1);
         metrics.set_leader(true);
+        metrics.requested(&Method::POST, "/api/v1/namespaces/team/pods");
         let text = metrics.text(3).expect("encodes");
         for line in [
             "llama_operator_reconcile_total{outcome=\"success\"} 1",
@@ -192,10 +244,29 @@ mod tests {
             "llama_operator_groups_ready{namespace=\"team\",name=\"m\"} 1",
             "llama_operator_objects_in_backoff 3",
             "llama_operator_leader 1",
+            "llama_operator_api_writes_total{verb=\"create\",resource=\"pods\"} 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         metrics.forget("team/m");
         assert!(!metrics.text(0).expect("encodes").contains("team"));
+    }
+
+    #[test]
+    fn resources_are_told_by_their_paths() {
+        let status = "/apis/llmops.dev/v1alpha1/namespaces/team/llamadeployments/m/status";
+        for (path, expected) in [
+            ("/api/v1/namespaces/team/pods", Some("pods")),
+            ("/api/v1/namespaces/team/pods/m-0-0", Some("pods")),
+            (status, Some("llamadeployments/status")),
+            ("/api/v1/namespaces/team", Some("namespaces")),
+            ("/apis/g/v1/things/x", Some("things")),
+            ("/readyz", None),
+            ("/api/v1", None),
+        ] {
+            assert_eq!(resource(path).as_deref(), expected, "{path}");
+        }
+        assert_eq!(write_verb(&Method::PATCH), Some("patch"));
+        assert_eq!(write_verb(&Method::GET), None);
     }
 }

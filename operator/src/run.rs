@@ -1,21 +1,28 @@
 //! Runs everything and ends everything: the controllers, the HTTP server, the lease.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use axum::http::Request;
 use futures::StreamExt;
 use futures::stream::select_all;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use kube::api::ListParams;
+use kube::client::Body;
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{self, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Config, ResourceExt};
 use llama_crds::v1alpha1::LlamaDeployment;
+use llama_crds::{GROUP, PLURAL};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tower::service_fn;
 
 use crate::args::Args;
 use crate::backoff::Backoff;
@@ -26,9 +33,12 @@ use crate::lease::{Candidate, LeaseError};
 use crate::metrics::Metrics;
 use crate::reconcile::plan::WorkerSettings;
 use crate::reconcile::{self, Guarded};
+use crate::telemetry::chain;
 
-/// Longest round.
-const RECONCILE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for the API server to serve `LlamaDeployments` to us.
+const SERVED_WITHIN: Duration = Duration::from_mins(1);
+/// Time between two looks, and the longest wait for one answer.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The server ends a watch after this long, so that a dead connection shows soon.
 const WATCH_SECONDS: u32 = 45;
 /// Longest silence on a connection; more than a watch lasts.
@@ -61,6 +71,21 @@ pub enum RunError {
     /// The HTTP server ended.
     #[error("serve HTTP")]
     Http(#[source] std::io::Error),
+    /// The HTTP server ended without being asked to.
+    #[error("the HTTP server ended")]
+    HttpEnded,
+    /// There is no such resource, or it may not be read.
+    #[error(
+        "list {PLURAL}.{GROUP} in {scope} for {SERVED_WITHIN:?}: see that the \
+         CustomResourceDefinition is installed and that this account may list them"
+    )]
+    NotServed {
+        /// Which namespaces.
+        scope: String,
+        /// The last answer; none if there was no answer.
+        #[source]
+        source: Option<Box<kube::Error>>,
+    },
     /// Signals cannot be received.
     #[error("receive signals")]
     Signals(#[source] std::io::Error),
@@ -90,9 +115,11 @@ pub async fn run(args: Args) -> Result<(), RunError> {
 /// Whatever ended it, unless that was SIGTERM or SIGINT.
 pub async fn run_with(client: Client, args: Args) -> Result<(), RunError> {
     let identity = format!("{}_{}", args.identity, unique()?);
+    let metrics = Arc::new(Metrics::new());
+    let client = counted(client, &metrics);
     let context = Arc::new(Context {
         client: client.clone(),
-        metrics: Arc::new(Metrics::new()),
+        metrics,
         backoff: Backoff::default(),
         settings: Settings {
             worker: WorkerSettings {
@@ -100,7 +127,7 @@ pub async fn run_with(client: Client, args: Args) -> Result<(), RunError> {
                 pull_policy: args.worker_image_pull_policy.clone(),
                 drain_seconds: args.drain_seconds,
             },
-            reconcile_timeout: RECONCILE_TIMEOUT,
+            reconcile_timeout: Duration::from_secs(args.reconcile_timeout.into()),
             identity: args.identity.clone(),
         },
     });
@@ -114,20 +141,16 @@ pub async fn run_with(client: Client, args: Args) -> Result<(), RunError> {
         .as_deref()
         .map(|namespace| Candidate::new(client, namespace, &args.lease_name, &identity));
 
-    let server = http::serve(
-        listener,
-        Arc::clone(&context),
-        readiness.clone(),
-        stop.clone(),
-    );
+    let server = http::serve(listener, Arc::clone(&context), readiness.clone());
     let duty = lead(&args, &context, &readiness, candidate.as_mut(), &stop);
     let result = tokio::select! {
-        result = server => result.map_err(RunError::Http),
+        result = server => result.map_err(RunError::Http).and(Err(RunError::HttpEnded)),
         result = duty => result,
         result = ended_by_signal(&stop) => result,
     };
     stop.cancel();
-    if let Some(candidate) = &mut candidate {
+    let lost = matches!(result, Err(RunError::Lease(_)));
+    if let Some(candidate) = candidate.as_mut().filter(|_| !lost) {
         candidate.release().await;
     }
     result
@@ -139,7 +162,22 @@ async fn client() -> Result<Client, RunError> {
         .map_err(|error| RunError::Config(Box::new(error)))?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
+    // It would hold a call for minutes. Rounds, watches and the lease try again themselves.
+    config.default_retry = false;
     Client::try_from(config).map_err(|error| RunError::Client(Box::new(error)))
+}
+
+/// `client`, with what it writes counted.
+fn counted(client: Client, metrics: &Arc<Metrics>) -> Client {
+    let metrics = Arc::clone(metrics);
+    let namespace = client.default_namespace().to_owned();
+    let valid_until = *client.valid_until();
+    let service = service_fn(move |request: Request<Body>| {
+        metrics.requested(request.method(), request.uri().path());
+        let client = client.clone();
+        async move { client.send(request).await }
+    });
+    Client::new(service, namespace).with_valid_until(valid_until)
 }
 
 /// Tells processes of one name apart.
@@ -159,7 +197,7 @@ async fn ended_by_signal(stop: &CancellationToken) -> Result<(), RunError> {
     }
     tracing::info!("asked to stop");
     stop.cancel();
-    tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
+    sleep(SHUTDOWN_TIMEOUT).await;
     tracing::warn!("stopping although rounds are still running");
     Ok(())
 }
@@ -172,23 +210,67 @@ async fn lead(
     candidate: Option<&mut Candidate>,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
+    tokio::select! {
+        result = served(args, &context.client) => result?,
+        () = stop.cancelled() => return Ok(()),
+    }
     // Standing by is a duty too: a second replica is ready.
     readiness.set();
     let Some(candidate) = candidate else {
         context.metrics.set_leader(true);
         return control(args, context, stop).await;
     };
-    tokio::select! {
-        () = candidate.acquire() => {}
+    let acquired = tokio::select! {
+        acquired = candidate.acquire() => acquired,
         () = stop.cancelled() => return Ok(()),
-    }
+    };
     context.metrics.set_leader(true);
     let result = tokio::select! {
         result = control(args, context, stop) => result,
-        lost = candidate.keep() => Err(RunError::Lease(lost)),
+        lost = candidate.keep(acquired) => Err(RunError::Lease(lost)),
     };
     context.metrics.set_leader(false);
     result
+}
+
+/// What to watch: each namespace once, or all.
+fn scopes(args: &Args) -> Vec<Option<&str>> {
+    let names: BTreeSet<&str> = args.watch_namespace.iter().map(String::as_str).collect();
+    if names.is_empty() {
+        vec![None]
+    } else {
+        names.into_iter().map(Some).collect()
+    }
+}
+
+/// Waits until `LlamaDeployments` can be listed. A watch of what is not served would only
+/// fail again and again, and nothing would be ready or say why.
+async fn served(args: &Args, client: &Client) -> Result<(), RunError> {
+    let deadline = Instant::now() + SERVED_WITHIN;
+    for namespace in scopes(args) {
+        let objects = scoped::<LlamaDeployment>(client, namespace);
+        let scope = match namespace {
+            None => "all namespaces".to_owned(),
+            Some(name) => format!("namespace {name}"),
+        };
+        let one = ListParams::default().limit(1);
+        loop {
+            let source = match timeout(LOOK_EVERY, objects.list_metadata(&one)).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(source)) => Some(Box::new(source)),
+                Err(_) => None,
+            };
+            if Instant::now() >= deadline {
+                return Err(RunError::NotServed { scope, source });
+            }
+            let error = source
+                .as_deref()
+                .map_or_else(|| "no answer".to_owned(), |source| chain(source));
+            tracing::warn!(%error, %scope, "cannot list LlamaDeployments yet");
+            sleep(LOOK_EVERY).await;
+        }
+    }
+    Ok(())
 }
 
 /// Runs one controller for each watched namespace, or one for all.
@@ -197,12 +279,8 @@ async fn control(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    let scopes: Vec<Option<&str>> = match args.watch_namespace.as_slice() {
-        [] => vec![None],
-        names => names.iter().map(|name| Some(name.as_str())).collect(),
-    };
     tracing::info!(namespaces = ?args.watch_namespace, "watching LlamaDeployments");
-    let rounds = scopes.into_iter().map(|namespace| {
+    let rounds = scopes(args).into_iter().map(|namespace| {
         controller(&context.client, namespace, args.concurrency)
             .graceful_shutdown_on(stop.clone().cancelled_owned())
             .run(
@@ -218,16 +296,14 @@ async fn control(
         match round {
             Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
             Err(controller::Error::ObjectNotFound(object)) => {
-                context.metrics.forget(&format!(
-                    "{}/{}",
-                    object.namespace.unwrap_or_default(),
-                    object.name
-                ));
+                let namespace = object.namespace.unwrap_or_default();
+                let key = format!("{namespace}/{}", object.name);
+                context.metrics.forget(&key);
+                context.backoff.forget(&key);
             }
             Err(error) => {
                 context.metrics.watch_failed();
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "watch failed, opening it again");
+                tracing::warn!(error = chain(&error), "watch failed, opening it again");
             }
         }
     }
