@@ -121,6 +121,26 @@ fn failures_in_a_row_wait_longer() {
     );
 }
 
+/// The kubelet reports the container a moment before the pod's phase changes.
+#[test]
+fn a_permanent_failure_is_known_before_the_pod_is_over() {
+    for phase in ["Pending", "Running"] {
+        let mut cluster = up(&json!({}));
+        cluster.fail("m-0-0", &report(FailureCategory::InvalidLayout, None));
+        let status = cluster.pod_mut("m-0-0").status.as_mut().expect("a status");
+        status.phase = Some(phase.to_owned());
+        cluster.settle();
+        assert_eq!(cluster.pod_names(), ["m-0-0"], "{phase}");
+        let (stalled, _) = cluster.condition(ConditionType::Stalled);
+        assert_eq!(stalled, "True/InvalidLayout", "{phase}");
+
+        let status = cluster.pod_mut("m-0-0").status.as_mut().expect("a status");
+        status.phase = Some("Failed".to_owned());
+        cluster.settle();
+        assert_eq!(cluster.status().groups[0].epoch, 0, "{phase}");
+    }
+}
+
 #[test]
 fn a_permanent_failure_stays_as_evidence() {
     let mut cluster = up(&json!({}));

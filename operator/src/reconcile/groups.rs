@@ -359,7 +359,7 @@ impl Group<'_> {
     fn fail(&self, mut plan: GroupPlan, mine: &[PodView<'_>], mut cause: Cause) -> GroupPlan {
         let evidence: Vec<_> = mine
             .iter()
-            .filter(|pod| pod.is_over() && !pod.is_deleting())
+            .filter(|pod| pod.has_ended() && !pod.is_deleting())
             .collect();
         match plan.status.phase {
             // We asked for it ourselves, and then the group was wanted again.
@@ -377,7 +377,11 @@ impl Group<'_> {
             }
             // Keep the evidence, free what still runs.
             GroupPhase::Failed => {
-                let running: Vec<_> = mine.iter().filter(|pod| !pod.is_over()).copied().collect();
+                let running: Vec<_> = mine
+                    .iter()
+                    .filter(|pod| !pod.has_ended())
+                    .copied()
+                    .collect();
                 plan.delete = deletions(&running, Some(FAILED_GRACE_SECONDS));
                 return plan;
             }

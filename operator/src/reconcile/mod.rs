@@ -112,7 +112,7 @@ pub fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) 
     tracing::warn!(
         object = %key(&object),
         category = error.category(),
-        error = error as &dyn std::error::Error,
+        error = crate::telemetry::chain(error),
         retry_seconds = pause.as_secs_f64(),
         "round failed"
     );
@@ -282,7 +282,7 @@ impl Target<'_> {
         if let Err(error) = published {
             tracing::warn!(
                 reason = %notice.reason,
-                error = &error as &dyn std::error::Error,
+                error = crate::telemetry::chain(&error),
                 "event was not published"
             );
         }

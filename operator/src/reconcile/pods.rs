@@ -68,6 +68,19 @@ impl<'a> PodView<'a> {
         matches!(self.phase(), "Failed" | "Succeeded")
     }
 
+    /// Whether it will not run again: it is over, or a container of it failed. The
+    /// kubelet tells of the container first and of the pod a moment later, and our pods
+    /// never restart a container.
+    pub fn has_ended(&self) -> bool {
+        self.is_over()
+            || self.containers().any(|container| {
+                let state = container.state.as_ref();
+                state
+                    .and_then(|state| state.terminated.as_ref())
+                    .is_some_and(|terminated| terminated.exit_code != 0)
+            })
+    }
+
     /// The node that runs it.
     pub fn node_name(&self) -> Option<&'a str> {
         self.pod.spec.as_ref()?.node_name.as_deref()
