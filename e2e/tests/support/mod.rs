@@ -11,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use llama_e2e::cluster::Cluster;
 use llama_e2e::wait::Look;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Names the cluster that the tests run on; without it they do not run.
@@ -263,6 +263,7 @@ impl Place {
         Ok(Forward {
             port,
             _child: child,
+            _lines: lines,
         })
     }
 }
@@ -271,6 +272,8 @@ impl Place {
 pub(crate) struct Forward {
     pub(crate) port: u16,
     _child: Child,
+    /// kubectl says a line for each connection, and ends when nobody can read it.
+    _lines: Lines<BufReader<ChildStdout>>,
 }
 
 /// A question on its way.
