@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use half::f16;
 
 use crate::config::LlamaConfig;
-use crate::kernels::{self, Format, Isa, Rows};
+use crate::kernels::{self, Activations, Format, Isa, Rows};
 use crate::kv::{ATTENTION_TILE_TOKENS, CHUNK_TOKENS, Half, KvCache};
 use crate::ops::values;
 use crate::threads::Threads;
@@ -194,6 +195,10 @@ impl Tile<'_> {
             let turned = tile.len() - group_width;
             for head in tile[turned..].chunks_exact_mut(self.head_dim) {
                 turn(head, self.rows.turns(row));
+                // As precise as the keys, which is how ggml multiplies f16.
+                for value in head {
+                    *value = f16::from_f32(*value).to_f32();
+                }
             }
         }
         let (slot, start) = self.rows.places[self.first];
@@ -226,13 +231,15 @@ impl Tile<'_> {
                 .read((self.layer, Half::Keys, self.head), (slot, chunk));
             let count = CHUNK_TOKENS.min(seen - chunk * CHUNK_TOKENS);
             let rows = Rows {
-                format: Format::F32,
+                format: Format::F16,
                 bytes: bytemuck::cast_slice(&keys[..count * self.head_dim]),
                 columns: self.head_dim,
                 stretch: self.head_dim,
             };
             let out = &mut scores[chunk * CHUNK_TOKENS..];
-            kernels::matmul(self.isa, &rows, queries, out, stride);
+            let all = 0..queries.len() / self.head_dim;
+            let x = Activations::F32(queries);
+            kernels::matmul(self.isa, &rows, &x, all, (out, stride));
         }
         scores
     }
@@ -265,7 +272,7 @@ impl Tile<'_> {
         &self,
         scores: &[f32],
         stride: usize,
-        values: &[f32],
+        values: &[f16],
         out: &mut [f32],
     ) -> usize {
         let count = values.len() / self.head_dim;

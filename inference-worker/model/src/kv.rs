@@ -1,5 +1,8 @@
 //! The KV cache of one rank.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::config::LlamaConfig;
 use crate::shard::Shard;
 
@@ -17,7 +20,7 @@ pub(crate) enum Half {
 }
 
 /// Keys and values of the tokens of several sequences, for every layer and the
-/// KV heads of this rank, in f32. Memory is taken in chunks of
+/// KV heads of this rank, in f16. Memory is taken in chunks of
 /// [`CHUNK_TOKENS`] as sequences grow, and goes from sequence to sequence; there
 /// are never more chunks than `slots` full sequences need.
 #[derive(Debug)]
@@ -27,20 +30,20 @@ pub(crate) struct KvCache {
     head_dim: usize,
     max_tokens: usize,
     slots: Vec<Slot>,
-    free: Vec<Box<[f32]>>,
+    free: Vec<Box<[f16]>>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     /// Each `[layer][half][KV head][token][head_dim]`.
-    chunks: Vec<Box<[f32]>>,
+    chunks: Vec<Box<[f16]>>,
     tokens: usize,
 }
 
 /// Bytes of the cache for one token on the rank of `shard`.
 pub(crate) fn bytes_per_token(config: &LlamaConfig, shard: &Shard) -> u64 {
     let values = config.layers * 2 * shard.kv_heads.len() * config.head_dim;
-    (values * size_of::<f32>()) as u64
+    (values * size_of::<f16>()) as u64
 }
 
 impl KvCache {
@@ -90,7 +93,7 @@ impl KvCache {
             let chunk = self.free.pop();
             place
                 .chunks
-                .push(chunk.unwrap_or_else(|| vec![0.0; values].into_boxed_slice()));
+                .push(chunk.unwrap_or_else(|| vec![f16::ZERO; values].into_boxed_slice()));
         }
     }
 
@@ -104,7 +107,7 @@ impl KvCache {
         let start = self.head_start(layer, half, head);
         let start = start + position % CHUNK_TOKENS * self.head_dim;
         self.slots[slot].chunks[position / CHUNK_TOKENS][start..start + self.head_dim]
-            .copy_from_slice(values);
+            .convert_from_f32_slice(values);
     }
 
     /// One head's keys or values of the tokens from `chunk · CHUNK_TOKENS` on,
@@ -113,7 +116,7 @@ impl KvCache {
         &self,
         (layer, half, head): (usize, Half, usize),
         (slot, chunk): (usize, usize),
-    ) -> &[f32] {
+    ) -> &[f16] {
         let start = self.head_start(layer, half, head);
         &self.slots[slot].chunks[chunk][start..start + CHUNK_TOKENS * self.head_dim]
     }
@@ -198,7 +201,7 @@ mod tests {
         for (number, &(what, (slot, position))) in places.iter().enumerate() {
             let chunk = cache.read(what, (slot, position / CHUNK_TOKENS));
             let token = &chunk[position % CHUNK_TOKENS * 32..][..32];
-            assert_eq!(token, [number as f32; 32]);
+            assert_eq!(token, [f16::from_f32(number as f32); 32]);
         }
     }
 }

@@ -9,7 +9,7 @@ use candle_core::{
 };
 
 use crate::collective::{Collective, CollectiveError};
-use crate::kernels::{self, Format, Isa, Rows};
+use crate::kernels::{self, Activations, Format, Isa, Rows};
 use crate::step::StepError;
 use crate::threads::Threads;
 
@@ -84,9 +84,11 @@ impl QuantLinear {
     fn multiply(&self, bytes: &[u8], x: &[f32]) -> Vec<f32> {
         let rows = self.rows_of(bytes);
         let (count, batch) = (rows.count(), x.len() / self.columns);
+        let alone = self.threads.count() == 1 || count * x.len() < ALONE_BELOW;
+        let x = Activations::new(self.isa, self.format, x, self.columns);
         let mut out = vec![0.0; count * batch];
-        if self.threads.count() == 1 || count * x.len() < ALONE_BELOW {
-            self.multiply_here(&rows, x, &mut out);
+        if alone {
+            self.multiply_here(&rows, &x, batch, &mut out);
             return out;
         }
         let pieces = self.threads.count() * PIECES_PER_THREAD;
@@ -97,7 +99,7 @@ impl QuantLinear {
             let end = (start + step).min(count);
             let rows = self.rows_of(&bytes[start * row_bytes..end * row_bytes]);
             let mut part = vec![0.0; rows.count() * batch];
-            self.multiply_here(&rows, x, &mut part);
+            self.multiply_here(&rows, &x, batch, &mut part);
             part
         });
         for (start, part) in starts.iter().zip(&parts) {
@@ -109,13 +111,12 @@ impl QuantLinear {
         out
     }
 
-    fn multiply_here(&self, rows: &Rows<'_>, x: &[f32], out: &mut [f32]) {
+    fn multiply_here(&self, rows: &Rows<'_>, x: &Activations<'_>, batch: usize, out: &mut [f32]) {
         let count = rows.count();
-        for (x, out) in x
-            .chunks(BATCH_ROWS * self.columns)
-            .zip(out.chunks_mut(BATCH_ROWS * count))
-        {
-            kernels::matmul(self.isa, rows, x, out, count);
+        for (number, out) in out.chunks_mut(BATCH_ROWS * count).enumerate() {
+            let start = number * BATCH_ROWS;
+            let range = start..batch.min(start + BATCH_ROWS);
+            kernels::matmul(self.isa, rows, x, range, (out, count));
         }
     }
 }

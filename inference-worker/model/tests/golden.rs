@@ -5,7 +5,7 @@ mod common;
 
 use common::{argmax, max_difference, on_ranks, real_model, segment, teacher_forced};
 use llama_model::text::{Detokenizer, Special, Tokenizer};
-use llama_model::{Collective, Llama, StepModel};
+use llama_model::{Collective, Llama, Segment, StepModel};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -43,43 +43,52 @@ fn greedy(model: &mut Llama, collective: &mut dyn Collective, case: &Case) -> Ve
     tokens.split_off(case.prompt_ids.len())
 }
 
+/// Prompts whose greedy tokens two engines with other kernels (llama.cpp and
+/// mistral.rs) agree on: "The capital of France is", "Question: What is 2+2?" and
+/// "Name three colors." The other two, "It is a truth …" and "Write one sentence
+/// about the sea.", have near ties: there the two likeliest tokens are closer
+/// than the rounding of int8 activations, so every engine goes its own way.
+///
+/// The first of the three has such a tie as well (in exact arithmetic the golden
+/// sixth token is 0.22 behind). Our products have the same bits on every CPU and
+/// for tensor parallel 1 and 3, so what holds here holds everywhere.
+const STABLE: [usize; 3] = [0, 1, 3];
+
 #[test]
-fn greedy_report() {
+fn stable_prompts_give_the_golden_tokens() {
     let Some(gguf) = real_model() else { return };
     for world in [1, 3] {
-        let all = on_ranks(&gguf, world, (1, MAX_TOKENS), |model, collective| {
-            golden()
-                .iter()
-                .map(|case| greedy(model, collective, case))
-                .collect::<Vec<_>>()
+        let ranks = on_ranks(&gguf, world, (1, MAX_TOKENS), |model, collective| {
+            let cases = golden();
+            STABLE.map(|number| greedy(model, collective, &cases[number]))
         });
-        for (number, case) in golden().iter().enumerate() {
-            if world == 1 && all[0][number] != case.greedy_ids {
-                let at = all[0][number]
-                    .iter()
-                    .zip(&case.greedy_ids)
-                    .position(|(a, b)| a != b)
-                    .expect("differs");
-                let rows = on_ranks(&gguf, 1, (1, MAX_TOKENS), |model, collective| {
-                    teacher_forced(model, collective, &case.prompt_ids, &case.greedy_ids)
-                });
-                for at in 0..case.greedy_ids.len() {
-                    let row = &rows[0][at];
-                    let (ours, theirs) = (argmax(row), case.greedy_ids[at]);
-                    if ours != theirs {
-                        println!(
-                            "  at {at}: ours {ours} {} theirs {theirs} {}",
-                            row[ours as usize], row[theirs as usize]
-                        );
-                    }
-                }
-                println!("case {number}: differs from {at} on");
+        for tokens in ranks {
+            for (number, tokens) in STABLE.into_iter().zip(tokens) {
+                assert_eq!(
+                    tokens,
+                    golden()[number].greedy_ids,
+                    "prompt {number}, tensor parallel {world}"
+                );
             }
-            let same = all
-                .iter()
-                .map(|ids| ids[number] == case.greedy_ids)
-                .collect::<Vec<_>>();
-            println!("world {world} case {number}: {same:?} {:?}", case.text);
+        }
+    }
+}
+
+/// Where llama.cpp's token is not our likeliest, ours is hardly likelier.
+#[test]
+fn golden_tokens_are_never_far_from_the_likeliest() {
+    let Some(gguf) = real_model() else { return };
+    for case in golden() {
+        let rows = on_ranks(&gguf, 1, (1, MAX_TOKENS), |model, collective| {
+            teacher_forced(model, collective, &case.prompt_ids, &case.greedy_ids)
+        });
+        for (at, (row, token)) in rows[0].iter().zip(&case.greedy_ids).enumerate() {
+            let behind = row[argmax(row) as usize] - row[*token as usize];
+            assert!(
+                behind < 0.35,
+                "{:?}: token {at} is {behind} behind",
+                case.prompt
+            );
         }
     }
 }
@@ -126,4 +135,56 @@ fn tokenizer_agrees_with_llama_cpp() {
         text += &detokenizer.finish();
         assert_eq!(text, case.text);
     }
+}
+
+#[test]
+fn chunks_of_a_prompt_give_the_bits_of_the_whole() {
+    let Some(gguf) = real_model() else { return };
+    let prompt = &golden()[4].prompt_ids;
+    on_ranks(&gguf, 1, (1, MAX_TOKENS), |model, collective| {
+        let whole = model.step(&[segment(0, 0, prompt)], collective);
+        let whole = whole.expect("prefill");
+        for cut in [1, 2, 17, prompt.len() - 1] {
+            let first = Segment {
+                wants_logits: false,
+                ..segment(0, 0, &prompt[..cut])
+            };
+            let none = model.step(&[first], collective).expect("prefill");
+            assert!(none.is_empty());
+            let rest = model.step(&[segment(0, cut, &prompt[cut..])], collective);
+            assert_eq!(rest.expect("prefill"), whole, "cut at {cut}");
+        }
+    });
+}
+
+#[test]
+fn sequences_in_one_step_give_the_bits_of_each_alone() {
+    let Some(gguf) = real_model() else { return };
+    let cases = golden();
+    let of = |number: usize| {
+        let case: &Case = &cases[number];
+        (case.prompt_ids.as_slice(), &case.greedy_ids[..6])
+    };
+    on_ranks(&gguf, 1, (3, MAX_TOKENS), |model, collective| {
+        let (a, next_a) = of(0);
+        let (b, next_b) = of(3);
+        let alone_a = teacher_forced(model, collective, a, next_a);
+        let alone_b = teacher_forced(model, collective, b, next_b);
+        let mut rows = model
+            .step(&[segment(2, 0, a), segment(1, 0, b)], collective)
+            .expect("prefill");
+        for at in 0..next_a.len() {
+            let step = [
+                segment(1, b.len() + at, &next_b[at..=at]),
+                segment(2, a.len() + at, &next_a[at..=at]),
+            ];
+            let mut next = model.step(&step, collective).expect("decode");
+            next.swap(0, 1);
+            rows.extend(next);
+        }
+        for at in 0..=next_a.len() {
+            assert_eq!(rows[2 * at], alone_a[at], "sequence a, token {at}");
+            assert_eq!(rows[2 * at + 1], alone_b[at], "sequence b, token {at}");
+        }
+    });
 }

@@ -1,4 +1,4 @@
-//! Vectors of 8 f32 (AVX2 with FMA).
+//! Vectors of 16 f32 in two registers (AVX2 with FMA).
 
 #![allow(
     unsafe_code,
@@ -7,60 +7,86 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _mm_add_ps, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_set1_epi8, _mm_srli_epi16, _mm_srli_si128,
-    _mm_storeu_ps, _mm256_add_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps,
-    _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm_loadu_si128, _mm_move_ss, _mm_movehdup_ps, _mm_set1_epi8, _mm_setzero_ps, _mm_srli_epi16,
+    _mm_storeu_ps, _mm_sub_epi8, _mm256_add_ps, _mm256_broadcast_ss, _mm256_broadcastss_ps,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_mul_ps, _mm256_permute4x64_epi64,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_zextps128_ps256,
 };
 
-use super::simd::{Simd, Unpack};
+use half::f16;
+
+use super::simd::{Dot, Simd, Unpack};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
 
+/// 16 values in two registers.
+#[derive(Clone, Copy)]
+pub(super) struct Two(__m256, __m256);
+
 impl Simd for Avx2 {
-    type V = __m256;
-    const LANES: usize = 8;
-    const TILE_BATCH: usize = 2;
+    type V = Two;
+    const TILE_BATCH: usize = 1;
 
     #[inline(always)]
-    unsafe fn zero() -> __m256 {
+    unsafe fn zero() -> Two {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_setzero_ps() }
+        unsafe { Two(_mm256_setzero_ps(), _mm256_setzero_ps()) }
     }
 
     #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m256 {
+    unsafe fn load(from: *const f32) -> Two {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_loadu_ps(from) }
+        unsafe { Two(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
     }
 
     #[inline(always)]
-    unsafe fn store(to: *mut f32, value: __m256) {
+    unsafe fn load_halves(from: *const f16) -> Two {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_storeu_ps(to, value) }
+        unsafe {
+            Two(
+                _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())),
+            )
+        }
     }
 
     #[inline(always)]
-    unsafe fn splat(value: f32) -> __m256 {
+    unsafe fn store(to: *mut f32, value: Two) {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_set1_ps(value) }
+        unsafe {
+            _mm256_storeu_ps(to, value.0);
+            _mm256_storeu_ps(to.add(8), value.1);
+        }
     }
 
     #[inline(always)]
-    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+    unsafe fn splat(value: f32) -> Two {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_fmadd_ps(a, b, c) }
+        unsafe { Two(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
     }
 
     #[inline(always)]
-    unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    unsafe fn fma(a: Two, b: Two, c: Two) -> Two {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Two(
+                _mm256_fmadd_ps(a.0, b.0, c.0),
+                _mm256_fmadd_ps(a.1, b.1, c.1),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [Two; 4]) -> [f32; 4] {
         let mut out = [0.0; 4];
         // SAFETY: the caller's promise; `out` has room for four values.
         unsafe {
-            let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let halves = _mm256_add_ps(quarters(a.0, b.0, c.0, d.0), quarters(a.1, b.1, c.1, d.1));
             let whole = _mm_add_ps(
                 _mm256_castps256_ps128(halves),
                 _mm256_extractf128_ps::<1>(halves),
@@ -71,13 +97,18 @@ impl Simd for Avx2 {
     }
 }
 
-/// The half at `at`, in every lane.
+/// In each half the sums of that half of `a`, `b`, `c` and `d`, as
+/// (v0 + v2) + (v1 + v3).
 #[inline(always)]
-unsafe fn splat_half(at: *const u8) -> __m256 {
-    // SAFETY: the caller's promise: two bytes at `at`.
+unsafe fn quarters(a: __m256, b: __m256, c: __m256, d: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
     unsafe {
-        let bits = i32::from(at.cast::<u16>().read_unaligned());
-        _mm256_set1_ps(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))))
+        let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        _mm256_add_ps(
+            _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+            _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+        )
     }
 }
 
@@ -86,30 +117,6 @@ unsafe fn splat_half(at: *const u8) -> __m256 {
 unsafe fn words_8(at: *const u8) -> __m256i {
     // SAFETY: the caller's promise: 16 bytes at `at`.
     unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())) }
-}
-
-/// The 32 nibbles of 16 bytes as floats, low ones first.
-#[inline(always)]
-unsafe fn nibbles(at: *const u8) -> [__m256; 4] {
-    // SAFETY: the caller's promise: 16 bytes at `at`.
-    unsafe {
-        let mask = _mm_set1_epi8(0x0F);
-        let bytes = _mm_loadu_si128(at.cast());
-        let low = _mm_and_si128(bytes, mask);
-        let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
-        [
-            unsigned_bytes(low),
-            unsigned_bytes(_mm_srli_si128::<8>(low)),
-            unsigned_bytes(high),
-            unsigned_bytes(_mm_srli_si128::<8>(high)),
-        ]
-    }
-}
-
-#[inline(always)]
-unsafe fn unsigned_bytes(bytes: __m128i) -> __m256 {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)) }
 }
 
 /// A storage type whose blocks widen to four vectors.
@@ -127,16 +134,17 @@ impl<T: Quarters> Unpack<Avx2> for T {
     const IS_F32: bool = T::PLAIN;
 
     #[inline(always)]
-    unsafe fn multiply(block: *const u8, x: *const f32, mut sum: __m256) -> __m256 {
+    unsafe fn multiply(block: *const u8, x: *const f32, sum: Two) -> Two {
         // SAFETY: the caller's promise: a block, and 32 values of `x`.
         unsafe {
             let [a, b, c, d] = T::quarters(block);
-            sum = _mm256_fmadd_ps(a, _mm256_loadu_ps(x), sum);
-            sum = _mm256_fmadd_ps(b, _mm256_loadu_ps(x.add(8)), sum);
-            sum = _mm256_fmadd_ps(c, _mm256_loadu_ps(x.add(16)), sum);
-            sum = _mm256_fmadd_ps(d, _mm256_loadu_ps(x.add(24)), sum);
+            let low = _mm256_fmadd_ps(a, _mm256_loadu_ps(x), sum.0);
+            let high = _mm256_fmadd_ps(b, _mm256_loadu_ps(x.add(8)), sum.1);
+            Two(
+                _mm256_fmadd_ps(c, _mm256_loadu_ps(x.add(16)), low),
+                _mm256_fmadd_ps(d, _mm256_loadu_ps(x.add(24)), high),
+            )
         }
-        sum
     }
 
     #[inline(always)]
@@ -155,9 +163,6 @@ impl<T: Quarters> Unpack<Avx2> for T {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
-pub(super) struct Q4_0;
-pub(super) struct Q4_1;
-pub(super) struct Q8_0;
 
 impl Quarters for F32 {
     const BYTES: usize = 128;
@@ -211,55 +216,184 @@ impl Quarters for Bf16 {
     }
 }
 
-impl Quarters for Q4_0 {
+/// A block of weights, or of activations.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    /// Signed 16-bit integers, 16 each.
+    low: __m256i,
+    high: __m256i,
+    /// The scale in every lane.
+    scale: __m256,
+    /// The minimum in the first lane, or the activations' sum in every lane.
+    minimum: __m256,
+}
+
+/// A quantised type whose blocks are a scale, maybe a minimum, and bytes or
+/// nibbles.
+trait Bytes {
+    const BYTES: usize;
+    /// Whether a minimum follows the scale.
+    const HAS_MINIMUM: bool = false;
+
+    /// The values of a block as 2 · 16 signed bytes.
+    /// # Safety
+    /// The CPU has AVX2, and `at` points to a block.
+    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i);
+}
+
+/// A block's weights; it begins with its scale and, where it has one, its minimum.
+#[inline(always)]
+unsafe fn weight_block<T: Bytes>(at: *const u8) -> Block {
+    // SAFETY: the caller's promise: a block.
+    unsafe {
+        let (low, high) = T::bytes(at);
+        let head = i32::from_le(at.cast::<i32>().read_unaligned());
+        let head = _mm_cvtph_ps(_mm_cvtsi32_si128(head));
+        let minimum = if T::HAS_MINIMUM {
+            let lane = _mm_move_ss(_mm_setzero_ps(), _mm_movehdup_ps(head));
+            _mm256_zextps128_ps256(lane)
+        } else {
+            _mm256_setzero_ps()
+        };
+        Block {
+            low: _mm256_cvtepi8_epi16(low),
+            high: _mm256_cvtepi8_epi16(high),
+            scale: _mm256_broadcastss_ps(head),
+            minimum,
+        }
+    }
+}
+
+/// A block's activations.
+#[inline(always)]
+unsafe fn value_block(values: *const i8, scale: *const f32, sum: *const f32) -> Block {
+    // SAFETY: the caller's promise: 32 bytes, a scale and a sum.
+    unsafe {
+        Block {
+            low: _mm256_cvtepi8_epi16(_mm_loadu_si128(values.cast())),
+            high: _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(16).cast())),
+            scale: _mm256_broadcast_ss(&*scale),
+            minimum: _mm256_broadcast_ss(&*sum),
+        }
+    }
+}
+
+/// `sum` plus the products of one block: lane l gets those of values 4l to 4l + 3.
+#[inline(always)]
+unsafe fn block_step<T: Bytes>(weights: Block, x: Block, sum: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let fours = _mm256_hadd_epi32(
+            _mm256_madd_epi16(weights.low, x.low),
+            _mm256_madd_epi16(weights.high, x.high),
+        );
+        let products = _mm256_permute4x64_epi64::<0b11_01_10_00>(fours);
+        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(products), x.scale);
+        let sum = _mm256_fmadd_ps(scaled, weights.scale, sum);
+        if T::HAS_MINIMUM {
+            _mm256_fmadd_ps(weights.minimum, x.minimum, sum)
+        } else {
+            sum
+        }
+    }
+}
+
+impl<T: Bytes> Dot<Avx2> for T {
+    const BLOCK_BYTES: usize = T::BYTES;
+    const TILE_BATCH: usize = 1;
+    type Weights = (Block, Option<Block>);
+    type Values = (Block, Block);
+
+    #[inline(always)]
+    unsafe fn weights(at: *const u8, both: bool) -> (Block, Option<Block>) {
+        // SAFETY: the caller's promise: a block, and another where there are both.
+        unsafe {
+            let first = weight_block::<T>(at);
+            if both {
+                (first, Some(weight_block::<T>(at.add(T::BYTES))))
+            } else {
+                (first, None)
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values(values: *const i8, scales: *const f32, sums: *const f32) -> (Block, Block) {
+        // SAFETY: the caller's promise: values, scales and sums of two blocks.
+        unsafe {
+            (
+                value_block(values, scales, sums),
+                value_block(values.add(32), scales.add(1), sums.add(1)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(weights: (Block, Option<Block>), x: (Block, Block), sum: Two) -> Two {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let low = block_step::<T>(weights.0, x.0, sum.0);
+            let high = match weights.1 {
+                Some(weights) => block_step::<T>(weights, x.1, sum.1),
+                None => sum.1,
+            };
+            Two(low, high)
+        }
+    }
+}
+
+/// The low and the high nibbles of 16 bytes.
+#[inline(always)]
+unsafe fn nibbles(at: *const u8) -> (__m128i, __m128i) {
+    // SAFETY: the caller's promise: 16 bytes at `at`.
+    unsafe {
+        let mask = _mm_set1_epi8(0x0F);
+        let bytes = _mm_loadu_si128(at.cast());
+        let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
+        (_mm_and_si128(bytes, mask), high)
+    }
+}
+
+pub(super) struct Q4_0;
+pub(super) struct Q4_1;
+pub(super) struct Q8_0;
+
+impl Bytes for Q4_0 {
     const BYTES: usize = 18;
 
     #[inline(always)]
-    unsafe fn quarters(block: *const u8) -> [__m256; 4] {
+    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i) {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = splat_half(block);
-            let mut values = nibbles(block.add(2));
-            for value in &mut values {
-                *value = _mm256_mul_ps(_mm256_add_ps(*value, _mm256_set1_ps(-8.0)), scale);
-            }
-            values
+            let (low, high) = nibbles(at.add(2));
+            let centre = _mm_set1_epi8(8);
+            (_mm_sub_epi8(low, centre), _mm_sub_epi8(high, centre))
         }
     }
 }
 
-impl Quarters for Q4_1 {
+impl Bytes for Q4_1 {
     const BYTES: usize = 20;
+    const HAS_MINIMUM: bool = true;
 
     #[inline(always)]
-    unsafe fn quarters(block: *const u8) -> [__m256; 4] {
+    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let (scale, minimum) = (splat_half(block), splat_half(block.add(2)));
-            let mut values = nibbles(block.add(4));
-            for value in &mut values {
-                *value = _mm256_add_ps(_mm256_mul_ps(*value, scale), minimum);
-            }
-            values
-        }
+        unsafe { nibbles(at.add(4)) }
     }
 }
 
-impl Quarters for Q8_0 {
+impl Bytes for Q8_0 {
     const BYTES: usize = 34;
 
     #[inline(always)]
-    unsafe fn quarters(block: *const u8) -> [__m256; 4] {
+    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i) {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = splat_half(block);
-            let mut values = [scale; 4];
-            for (i, value) in values.iter_mut().enumerate() {
-                let bytes = _mm_loadl_epi64(block.add(2 + 8 * i).cast());
-                let widened = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-                *value = _mm256_mul_ps(widened, scale);
-            }
-            values
+            (
+                _mm_loadu_si128(at.add(2).cast()),
+                _mm_loadu_si128(at.add(18).cast()),
+            )
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Vectors of 16 f32 (AVX-512F).
+//! Vectors of 16 f32 and 64 int8 (AVX-512 with VNNI).
 
 #![allow(
     unsafe_code,
@@ -6,24 +6,29 @@
 )]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
-    _mm_loadu_si128, _mm_storeu_ps, _mm256_loadu_si256, _mm512_add_ps, _mm512_castps512_ps128,
-    _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps,
-    _mm512_permutexvar_ps, _mm512_set_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
-    _mm512_shuffle_ps, _mm512_slli_epi32, _mm512_srli_epi32, _mm512_storeu_ps, _mm512_unpackhi_ps,
-    _mm512_unpacklo_ps,
+    __m256i, __m512, __m512i, _mm_castpd_ps, _mm_cvtph_ps, _mm_load_sd, _mm_loadu_si128,
+    _mm_set_epi32, _mm_setzero_si128, _mm_storeu_ps, _mm256_loadu_si256, _mm256_setzero_si256,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps128_ps512, _mm512_castps512_ps128,
+    _mm512_castsi128_si512, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+    _mm512_inserti32x4, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_maskz_permutexvar_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set_epi32,
+    _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps, _mm512_slli_epi32,
+    _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_sub_epi8, _mm512_sub_epi32, _mm512_unpackhi_ps,
+    _mm512_unpacklo_ps, _mm512_xor_si512,
 };
 
-use super::simd::{Simd, Unpack};
+use half::f16;
 
-/// AVX-512F, with F16C for single halves.
+use super::simd::{Dot, Simd, Unpack};
+
+/// AVX-512F, BW and VNNI, with F16C for single halves.
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
 
 impl Simd for Avx512 {
     type V = __m512;
-    const LANES: usize = 16;
     const TILE_BATCH: usize = 6;
 
     #[inline(always)]
@@ -36,6 +41,12 @@ impl Simd for Avx512 {
     unsafe fn load(from: *const f32) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(from: *const f16) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtph_ps(words_16(from.cast())) }
     }
 
     #[inline(always)]
@@ -94,54 +105,11 @@ unsafe fn movehl(a: __m512, b: __m512) -> __m512 {
     unsafe { _mm512_shuffle_ps::<0b11_10_11_10>(a, b) }
 }
 
-/// The half at `at`, in every lane.
-#[inline(always)]
-unsafe fn splat_half(at: *const u8) -> __m512 {
-    // SAFETY: the caller's promise: two bytes at `at`.
-    unsafe {
-        let bits = i32::from(at.cast::<u16>().read_unaligned());
-        _mm512_set1_ps(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits))))
-    }
-}
-
-/// 16 bytes, each in its own lane.
-#[inline(always)]
-unsafe fn bytes_16(at: *const u8) -> __m128i {
-    // SAFETY: the caller's promise: 16 bytes at `at`.
-    unsafe { _mm_loadu_si128(at.cast()) }
-}
-
 /// 16 16-bit values.
 #[inline(always)]
 unsafe fn words_16(at: *const u8) -> __m256i {
     // SAFETY: the caller's promise: 32 bytes at `at`.
     unsafe { _mm256_loadu_si256(at.cast()) }
-}
-
-/// 0 to 15.
-#[inline(always)]
-unsafe fn nibble_values() -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        _mm512_set_ps(
-            15.0, 14.0, 13.0, 12.0, 11.0, 10.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0,
-        )
-    }
-}
-
-/// Looks the low, then the high nibbles of 16 bytes up in a table of the 16
-/// values that a nibble can stand for. The lookup reads four bits of each lane
-/// only, so that nothing needs masking.
-#[inline(always)]
-unsafe fn look_up(nibbles: *const u8, table: __m512) -> (__m512, __m512) {
-    // SAFETY: the caller's promise: 16 bytes at `nibbles`.
-    unsafe {
-        let lanes: __m512i = _mm512_cvtepu8_epi32(bytes_16(nibbles));
-        (
-            _mm512_permutexvar_ps(lanes, table),
-            _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(lanes), table),
-        )
-    }
 }
 
 /// A storage type whose blocks widen to two vectors.
@@ -182,9 +150,6 @@ impl<T: Halves> Unpack<Avx512> for T {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
-pub(super) struct Q4_0;
-pub(super) struct Q4_1;
-pub(super) struct Q8_0;
 
 impl Halves for F32 {
     const BYTES: usize = 128;
@@ -234,48 +199,183 @@ impl Halves for Bf16 {
     }
 }
 
-impl Halves for Q4_0 {
+/// Weights of two blocks, the second all zeros where there is none.
+#[derive(Clone, Copy)]
+pub(super) struct Pair {
+    /// Signed bytes.
+    values: __m512i,
+    /// −128 times the sum of each four of `values`.
+    offset: __m512i,
+    /// The first block's scale in the lower, the second's in the upper lanes.
+    scales: __m512,
+    /// The first block's minimum in lane 0, the second's in lane 8.
+    minima: __m512,
+}
+
+/// Activations of two blocks.
+#[derive(Clone, Copy)]
+pub(super) struct PairValues {
+    /// Bytes plus 128.
+    values: __m512i,
+    scales: __m512,
+    sums: __m512,
+}
+
+/// A quantised type whose blocks are a scale, maybe a minimum, and bytes or
+/// nibbles.
+trait Blocks {
+    const BYTES: usize;
+    /// Whether a minimum follows the scale.
+    const HAS_MINIMUM: bool = false;
+
+    /// Signed bytes of a block and, where there are `both`, of the next.
+    /// # Safety
+    /// The CPU has AVX-512BW, and `at` points to the blocks.
+    unsafe fn values(at: *const u8, both: bool) -> __m512i;
+}
+
+impl<T: Blocks> Dot<Avx512> for T {
+    const BLOCK_BYTES: usize = T::BYTES;
+    const TILE_BATCH: usize = 3;
+    type Weights = Pair;
+    type Values = PairValues;
+
+    #[inline(always)]
+    unsafe fn weights(at: *const u8, both: bool) -> Pair {
+        // SAFETY: the caller's promise; a second block is read only where there
+        // is one.
+        unsafe {
+            let values = T::values(at, both);
+            // A block begins with its scale and, where it has one, its minimum.
+            let first = i32::from_le(at.cast::<i32>().read_unaligned());
+            let second = if both {
+                i32::from_le(at.add(T::BYTES).cast::<i32>().read_unaligned())
+            } else {
+                0
+            };
+            let heads = _mm512_castps128_ps512(_mm_cvtph_ps(_mm_set_epi32(0, 0, second, first)));
+            let minima = if T::HAS_MINIMUM {
+                let lanes = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 1);
+                _mm512_maskz_permutexvar_ps(0x0101, lanes, heads)
+            } else {
+                _mm512_setzero_ps()
+            };
+            let lanes = _mm512_set_epi32(2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0);
+            let zero = _mm512_setzero_si512();
+            let offset = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(-128), values);
+            Pair {
+                values,
+                offset: _mm512_sub_epi32(zero, offset),
+                scales: _mm512_permutexvar_ps(lanes, heads),
+                minima,
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values(values: *const i8, scales: *const f32, sums: *const f32) -> PairValues {
+        // SAFETY: the caller's promise: 64 bytes, two scales, two sums.
+        unsafe {
+            PairValues {
+                values: _mm512_xor_si512(_mm512_loadu_si512(values.cast()), _mm512_set1_epi8(-128)),
+                scales: spread(scales),
+                sums: if T::HAS_MINIMUM {
+                    spread(sums)
+                } else {
+                    _mm512_setzero_ps()
+                },
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(weights: Pair, x: PairValues, sum: __m512) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let products = _mm512_dpbusd_epi32(weights.offset, x.values, weights.values);
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(products), x.scales);
+            let sum = _mm512_fmadd_ps(scaled, weights.scales, sum);
+            if T::HAS_MINIMUM {
+                _mm512_fmadd_ps(weights.minima, x.sums, sum)
+            } else {
+                sum
+            }
+        }
+    }
+}
+
+/// The first of two values in the lower lanes, the second in the upper.
+#[inline(always)]
+unsafe fn spread(two: *const f32) -> __m512 {
+    // SAFETY: the caller's promise: two values.
+    unsafe {
+        let lanes = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+        let two = _mm_castpd_ps(_mm_load_sd(two.cast()));
+        _mm512_permutexvar_ps(lanes, _mm512_castps128_ps512(two))
+    }
+}
+
+/// The nibbles of 16 bytes at `at`, low ones before high ones, and, where there
+/// are `both`, those of 16 bytes `distance` behind likewise.
+#[inline(always)]
+unsafe fn nibbles(at: *const u8, both: bool, distance: usize) -> __m512i {
+    // SAFETY: the caller's promise: 16 bytes each.
+    unsafe {
+        let first = _mm512_castsi128_si512(_mm_loadu_si128(at.cast()));
+        let second = if both {
+            _mm_loadu_si128(at.add(distance).cast())
+        } else {
+            _mm_setzero_si128()
+        };
+        let two = _mm512_inserti32x4::<1>(first, second);
+        let twice = _mm512_shuffle_i32x4::<0b01_01_00_00>(two, two);
+        let shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
+        _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(0x0F))
+    }
+}
+
+pub(super) struct Q4_0;
+pub(super) struct Q4_1;
+pub(super) struct Q8_0;
+
+impl Blocks for Q4_0 {
     const BYTES: usize = 18;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
-        // SAFETY: the caller's promise.
+    unsafe fn values(at: *const u8, both: bool) -> __m512i {
+        // SAFETY: the caller's promise. Without a second block its scale is 0.
         unsafe {
-            let centred = _mm512_add_ps(nibble_values(), _mm512_set1_ps(-8.0));
-            let table = _mm512_mul_ps(centred, splat_half(block));
-            look_up(block.add(2), table)
+            let nibbles = nibbles(at.add(2), both, Self::BYTES);
+            _mm512_sub_epi8(nibbles, _mm512_set1_epi8(8))
         }
     }
 }
 
-impl Halves for Q4_1 {
+impl Blocks for Q4_1 {
     const BYTES: usize = 20;
+    const HAS_MINIMUM: bool = true;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
+    unsafe fn values(at: *const u8, both: bool) -> __m512i {
         // SAFETY: the caller's promise.
-        unsafe {
-            let scaled = _mm512_mul_ps(nibble_values(), splat_half(block));
-            let table = _mm512_add_ps(scaled, splat_half(block.add(2)));
-            look_up(block.add(4), table)
-        }
+        unsafe { nibbles(at.add(4), both, Self::BYTES) }
     }
 }
 
-impl Halves for Q8_0 {
+impl Blocks for Q8_0 {
     const BYTES: usize = 34;
 
     #[inline(always)]
-    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
+    unsafe fn values(at: *const u8, both: bool) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
-            let scale = splat_half(block);
-            let low = _mm512_cvtepi8_epi32(bytes_16(block.add(2)));
-            let high = _mm512_cvtepi8_epi32(bytes_16(block.add(18)));
-            (
-                _mm512_mul_ps(_mm512_cvtepi32_ps(low), scale),
-                _mm512_mul_ps(_mm512_cvtepi32_ps(high), scale),
-            )
+            let first = _mm512_castsi256_si512(_mm256_loadu_si256(at.add(2).cast()));
+            let second = if both {
+                _mm256_loadu_si256(at.add(Self::BYTES + 2).cast())
+            } else {
+                _mm256_setzero_si256()
+            };
+            _mm512_inserti64x4::<1>(first, second)
         }
     }
 }

@@ -1,15 +1,20 @@
 //! CPU kernels: quantised rows times f32 activations, and the few vector
 //! functions around them.
 //!
-//! Activations stay f32, weights are widened to f32 in registers, and the sum of
-//! one output value is always taken in the same order, however many activation
-//! rows are computed together. So a token's result depends neither on the batch
-//! it is in nor on how its prompt was cut into steps.
+//! Float weights are widened to f32 and multiply f32 activations. Quantised
+//! weights multiply activations that are int8 with a scale for each block of 32,
+//! as in ggml, except that the scale stays f32.
+//!
+//! The sum of one output value is always taken in the same order, with whatever
+//! instructions and however many activation rows are computed together. So a
+//! token's result depends neither on the CPU, nor on the batch it is in, nor on
+//! how its prompt was cut into steps.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod int8;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -25,11 +30,18 @@ mod arch;
 pub(crate) use arch::{matmul, silu_mul, softmax, weighted_sum};
 pub(crate) use vector::mean_square;
 
+use std::ops::Range;
+
 use crate::gguf::GgmlType;
+use int8::Int8Rows;
 
 /// Values that every kernel takes at a time; also the block length of the
 /// supported quantised types. Matrix columns come in multiples of it.
 pub const BLOCK: usize = 32;
+
+/// Partial sums that a product is taken in, side by side. Part of the arithmetic:
+/// every instruction set keeps this many, so that all give the same bits.
+const LANES: usize = 16;
 
 /// A storage type that the kernels compute with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,6 +103,27 @@ impl Format {
             .zip(out.chunks_exact_mut(BLOCK))
         {
             scalar::unpack_block(self, block, out);
+        }
+    }
+}
+
+/// Activation rows in the form that a weight format multiplies.
+#[derive(Clone, Debug)]
+pub(crate) enum Activations<'a> {
+    /// For float weights.
+    F32(&'a [f32]),
+    /// For quantised weights.
+    Int8(Int8Rows),
+}
+
+impl<'a> Activations<'a> {
+    /// Rows of `columns`, for weights in `format`.
+    pub(crate) fn new(isa: Isa, format: Format, x: &'a [f32], columns: usize) -> Self {
+        match format {
+            Format::F32 | Format::F16 | Format::Bf16 => Self::F32(x),
+            Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => {
+                Self::Int8(arch::quantize(isa, x, columns))
+            }
         }
     }
 }
@@ -160,22 +193,34 @@ impl Rows<'_> {
 
     /// Checks what the kernels take for granted, as bounds of their pointers:
     /// whole blocks, and `x` and `out` large enough.
-    fn check(&self, x: &[f32], out: &[f32], out_stride: usize) {
-        let batch = x.len() / self.columns;
+    fn check(&self, x: &Activations<'_>, range: &Range<usize>, out: &[f32], out_stride: usize) {
         assert!(
             self.columns.is_multiple_of(BLOCK) && self.stretch.is_multiple_of(BLOCK),
             "whole blocks"
         );
-        assert!(self.stretch > 0, "a stretch has columns");
+        assert!(self.stretch > 0 && self.columns > 0, "rows have columns");
         assert_eq!(
             self.count() * self.format.row_bytes(self.columns),
             self.bytes.len(),
             "whole rows"
         );
-        assert_eq!(batch * self.columns, x.len(), "whole activation rows");
-        assert!(self.count() <= out_stride || batch <= 1, "rows of output");
+        let batch = match x {
+            Activations::F32(x) => x.len() / self.columns,
+            Activations::Int8(x) => {
+                assert_eq!(x.blocks * BLOCK, self.columns, "rows of one length");
+                x.count()
+            }
+        };
         assert!(
-            batch == 0 || out.len() >= (batch - 1) * out_stride + self.count(),
+            range.start <= range.end && range.end <= batch,
+            "activation rows"
+        );
+        assert!(
+            range.len() <= 1 || self.count() <= out_stride,
+            "rows of output do not overlap"
+        );
+        assert!(
+            range.is_empty() || out.len() >= (range.len() - 1) * out_stride + self.count(),
             "room for the output"
         );
     }

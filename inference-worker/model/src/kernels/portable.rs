@@ -1,17 +1,33 @@
 //! Kernels for CPUs that have no vector kernels here: plain Rust.
 
-use super::{Isa, Level, Rows, scalar, vector};
+use std::ops::Range;
+
+use half::f16;
+
+use super::int8::Int8Rows;
+use super::{Activations, Isa, Level, Rows, scalar, vector};
 
 /// See [`Isa::available`].
 pub(super) fn available() -> Vec<Isa> {
     vec![Isa(Level::Scalar)]
 }
 
-/// Multiplies each row of `x` with every row of `rows`: `out[m · out_stride + n]`
-/// is the product of activation row m and weight row n.
-pub(crate) fn matmul(_isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_stride: usize) {
-    rows.check(x, out, out_stride);
-    scalar::matmul(rows, x, out, out_stride);
+/// Multiplies the activation rows `range` with every row of `rows`:
+/// `out[m · out_stride + n]` is the product of the m-th of them and weight row n.
+pub(crate) fn matmul(
+    _isa: Isa,
+    rows: &Rows<'_>,
+    x: &Activations<'_>,
+    range: Range<usize>,
+    (out, out_stride): (&mut [f32], usize),
+) {
+    rows.check(x, &range, out, out_stride);
+    scalar::matmul(rows, x, range, (out, out_stride));
+}
+
+/// Quantises activation rows of `columns`.
+pub(super) fn quantize(_isa: Isa, x: &[f32], columns: usize) -> Int8Rows {
+    Int8Rows::quantize(x, columns)
 }
 
 /// Adds to each of the `M` rows of `out` the rows of `values`, weighted by its
@@ -19,7 +35,7 @@ pub(crate) fn matmul(_isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out
 pub(crate) fn weighted_sum<const M: usize>(
     _isa: Isa,
     weights: [&[f32]; M],
-    values: &[f32],
+    values: &[f16],
     out: &mut [f32],
 ) {
     scalar::weighted_sum(weights, values, out);

@@ -1,12 +1,12 @@
 //! The kernels in plain Rust: what the others are tested against, and what runs
 //! where there is nothing better.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
-use super::{BLOCK, Format, Rows};
-
-/// Values that one partial sum takes at a time.
-const LANES: usize = 8;
+use super::int8::Int8Rows;
+use super::{Activations, BLOCK, Format, LANES, Rows};
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
@@ -53,40 +53,99 @@ pub(super) fn unpack_block(format: Format, block: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Sum of lanes, as [`super::simd::Simd::sums`] takes it.
+fn sum(lanes: [f32; LANES]) -> f32 {
+    let quarter = |q: usize| {
+        let at = 4 * q;
+        (lanes[at] + lanes[at + 2]) + (lanes[at + 1] + lanes[at + 3])
+    };
+    (quarter(0) + quarter(2)) + (quarter(1) + quarter(3))
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
         for lane in 0..LANES {
-            lanes[lane] += a[lane] * b[lane];
+            lanes[lane] = a[lane].mul_add(b[lane], lanes[lane]);
         }
     }
-    lanes.iter().sum()
+    sum(lanes)
 }
 
 /// See [`super::matmul`].
-pub(super) fn matmul(rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_stride: usize) {
+pub(super) fn matmul(
+    rows: &Rows<'_>,
+    x: &Activations<'_>,
+    range: Range<usize>,
+    (out, out_stride): (&mut [f32], usize),
+) {
     let mut weights = vec![0.0; rows.columns];
     let row_bytes = rows.format.row_bytes(rows.columns);
     for (n, row) in rows.bytes.chunks_exact(row_bytes).enumerate() {
         rows.format.unpack(row, &mut weights);
-        for (m, x) in x.chunks_exact(rows.columns).enumerate() {
-            out[m * out_stride + n] = weights
-                .chunks(rows.stretch)
-                .zip(x.chunks(rows.stretch))
-                .map(|(weights, x)| dot(weights, x))
-                .reduce(|sum, next| sum + next)
-                .unwrap_or_default();
+        for m in range.clone() {
+            let starts = (0..rows.columns).step_by(rows.stretch);
+            let sums = starts.map(|start| {
+                let columns = start..rows.columns.min(start + rows.stretch);
+                match x {
+                    Activations::F32(x) => {
+                        let x = &x[m * rows.columns..(m + 1) * rows.columns];
+                        dot(&weights[columns.clone()], &x[columns])
+                    }
+                    Activations::Int8(x) => int8_dot(rows.format, row, columns, (x, m)),
+                }
+            });
+            out[(m - range.start) * out_stride + n] =
+                sums.reduce(|sum, next| sum + next).unwrap_or_default();
         }
     }
 }
 
+/// The product of some `columns` of a quantised row with those of activation row
+/// `m`.
+fn int8_dot(format: Format, row: &[u8], columns: Range<usize>, (x, m): (&Int8Rows, usize)) -> f32 {
+    let bytes = format.block_bytes();
+    let mut lanes = [0.0; LANES];
+    let first = columns.start / BLOCK;
+    for block in first..columns.end / BLOCK {
+        // Every second block has the upper lanes, four values each.
+        let lanes = &mut lanes[(block - first) % 2 * (LANES / 2)..][..LANES / 2];
+        let weights = &row[block * bytes..(block + 1) * bytes];
+        let at = m * x.blocks + block;
+        let values = &x.values[at * BLOCK..(at + 1) * BLOCK];
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            let products = (4 * lane..4 * lane + 4)
+                .map(|i| integer(format, weights, i) * i32::from(values[i]));
+            let scaled = products.sum::<i32>() as f32 * x.scales[at];
+            *sum = scaled.mul_add(half_at(weights, 0), *sum);
+        }
+        if format == Format::Q4_1 {
+            lanes[0] = half_at(weights, 2).mul_add(x.sums[at], lanes[0]);
+        }
+    }
+    sum(lanes)
+}
+
+/// The integer of value `i` in a quantised block.
+fn integer(format: Format, block: &[u8], i: usize) -> i32 {
+    let nibble = |packed: &[u8]| {
+        let byte = packed[i % (BLOCK / 2)];
+        i32::from(if i < BLOCK / 2 { byte & 0xF } else { byte >> 4 })
+    };
+    match format {
+        Format::Q4_1 => nibble(&block[4..]),
+        Format::Q4_0 => nibble(&block[2..]) - 8,
+        _ => i32::from(i8::from_le_bytes([block[2 + i]])),
+    }
+}
+
 /// See [`super::weighted_sum`].
-pub(super) fn weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f32], out: &mut [f32]) {
+pub(super) fn weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f16], out: &mut [f32]) {
     let width = out.len() / M;
     for (weights, out) in weights.iter().zip(out.chunks_exact_mut(width)) {
         for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
             for (out, value) in out.iter_mut().zip(value) {
-                *out += weight * value;
+                *out = weight.mul_add(value.to_f32(), *out);
             }
         }
     }

@@ -6,17 +6,20 @@
     reason = "vector loads through pointers, for instructions chosen at run time"
 )]
 
-use super::{BLOCK, Rows};
+use std::ops::Range;
+
+use half::f16;
+
+use super::int8::Int8Rows;
+use super::{BLOCK, LANES, Rows};
 
 /// Weight rows that are computed together.
 const TILE_ROWS: usize = 4;
 
-/// Vectors of f32 in the instructions of one CPU generation.
+/// Vectors of [`LANES`] f32 in the instructions of one CPU generation.
 pub(super) trait Simd: Copy {
     /// A vector.
     type V: Copy;
-    /// Values in a vector; divides [`BLOCK`].
-    const LANES: usize;
     /// Activation rows whose sums against [`TILE_ROWS`] weight rows fit the
     /// registers.
     const TILE_BATCH: usize;
@@ -25,10 +28,13 @@ pub(super) trait Simd: Copy {
     /// The CPU has the instructions (as for every function here).
     unsafe fn zero() -> Self::V;
     /// # Safety
-    /// `from` points to [`Simd::LANES`] values.
+    /// `from` points to [`LANES`] values.
     unsafe fn load(from: *const f32) -> Self::V;
     /// # Safety
-    /// `to` has room for [`Simd::LANES`] values.
+    /// `from` points to [`LANES`] values.
+    unsafe fn load_halves(from: *const f16) -> Self::V;
+    /// # Safety
+    /// `to` has room for [`LANES`] values.
     unsafe fn store(to: *mut f32, value: Self::V);
     /// # Safety
     /// The CPU has the instructions.
@@ -37,7 +43,8 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The sums of four vectors.
+    /// The sums of four vectors: of each quarter (v0 + v2) + (v1 + v3), and of
+    /// the quarters (q0 + q2) + (q1 + q3).
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn sums(vectors: [Self::V; TILE_ROWS]) -> [f32; TILE_ROWS];
@@ -60,6 +67,34 @@ pub(super) trait Unpack<S: Simd> {
     unsafe fn unpack(block: *const u8, out: *mut f32);
 }
 
+/// A quantised type in the instructions of `S`, against int8 activations. A step
+/// takes two blocks: lane l gets the products of values 4l to 4l + 3.
+pub(super) trait Dot<S: Simd> {
+    /// Bytes of [`BLOCK`] values.
+    const BLOCK_BYTES: usize;
+    /// Activation rows whose sums against [`TILE_ROWS`] weight rows fit the
+    /// registers.
+    const TILE_BATCH: usize;
+    /// Weights of a step, widened.
+    type Weights: Copy;
+    /// Activations of a step.
+    type Values: Copy;
+
+    /// The weights of a block and, where there are `both`, of the next.
+    /// # Safety
+    /// The CPU has the instructions, and `at` points to these blocks.
+    unsafe fn weights(at: *const u8, both: bool) -> Self::Weights;
+    /// The activations of a step.
+    /// # Safety
+    /// The CPU has the instructions, and the pointers lead to the values, scales
+    /// and sums of a step's blocks.
+    unsafe fn values(values: *const i8, scales: *const f32, sums: *const f32) -> Self::Values;
+    /// `sum` plus the products of a step.
+    /// # Safety
+    /// The CPU has the instructions.
+    unsafe fn step(weights: Self::Weights, values: Self::Values, sum: S::V) -> S::V;
+}
+
 /// Weight rows that a kernel takes at once: `stride` apart, counted in `T`. With
 /// a stride of 0 all four are the same row, for the rows that make no tile.
 #[derive(Clone, Copy)]
@@ -80,36 +115,95 @@ impl<T> Tile<T> {
 
 /// Activation rows, `stride` values apart.
 #[derive(Clone, Copy)]
-struct Activations {
+struct Floats {
     first: *const f32,
     stride: usize,
     batch: usize,
 }
 
-/// Where a tile's sums go.
+/// Four weight rows, or one that makes no tile, over one stretch of columns.
+#[derive(Clone, Copy)]
+struct Stretch {
+    tile: Tile<u8>,
+    /// First column, and number of columns.
+    start: usize,
+    len: usize,
+    /// First row, and number of rows whose sums count.
+    first: usize,
+    width: usize,
+}
+
+/// Every stretch of every tile, tile by tile.
+struct Stretches<'a> {
+    rows: &'a Rows<'a>,
+    count: usize,
+    first: usize,
+    start: usize,
+}
+
+impl<'a> Stretches<'a> {
+    #[inline(always)]
+    fn of(rows: &'a Rows<'a>) -> Self {
+        Self {
+            rows,
+            count: rows.count(),
+            first: 0,
+            start: 0,
+        }
+    }
+
+    /// The next one. Not an iterator, whose adaptors would not be inlined.
+    #[inline(always)]
+    fn take_next(&mut self) -> Option<Stretch> {
+        if self.first >= self.count {
+            return None;
+        }
+        let rows = self.rows;
+        let whole = self.first + TILE_ROWS <= self.count;
+        let width = if whole { TILE_ROWS } else { 1 };
+        let (first, start) = (self.first, self.start);
+        let len = rows.stretch.min(rows.columns - start);
+        let block_bytes = rows.format.block_bytes();
+        let row_bytes = rows.columns / BLOCK * block_bytes;
+        let at = first * row_bytes + start / BLOCK * block_bytes;
+        self.start += len;
+        if self.start >= rows.columns {
+            self.start = 0;
+            self.first += width;
+        }
+        Some(Stretch {
+            tile: Tile {
+                // SAFETY: the row is below `count`, and the column in the row.
+                first: unsafe { rows.bytes.as_ptr().add(at) },
+                stride: if whole { row_bytes } else { 0 },
+            },
+            start,
+            len,
+            first,
+            width,
+        })
+    }
+}
+
+/// Where sums go.
 struct Place<'a> {
     out: &'a mut [f32],
     stride: usize,
-    /// First row of the tile.
-    first: usize,
-    /// Rows of the tile whose sums count.
-    width: usize,
-    /// Whether this is not the first stretch of the row.
-    add: bool,
 }
 
 impl Place<'_> {
+    /// Adds the sums over a stretch for activation row `m`.
     #[inline(always)]
-    fn put(&mut self, m: usize, sums: [f32; TILE_ROWS]) {
-        let start = m * self.stride + self.first;
-        let out = &mut self.out[start..start + self.width];
+    fn put(&mut self, stretch: &Stretch, m: usize, sums: [f32; TILE_ROWS]) {
+        let at = m * self.stride + stretch.first;
+        let out = &mut self.out[at..at + stretch.width];
         for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if self.add { *out + sum } else { sum };
+            *out = if stretch.start > 0 { *out + sum } else { sum };
         }
     }
 }
 
-/// See [`super::matmul`].
+/// See [`super::matmul`], for weights that are widened to f32.
 ///
 /// # Safety
 /// The CPU has the instructions, and the sizes passed `Rows::check`.
@@ -118,53 +212,112 @@ pub(super) unsafe fn matmul<S: Simd, U: Unpack<S>>(
     rows: &Rows<'_>,
     x: &[f32],
     out: &mut [f32],
-    out_stride: usize,
+    stride: usize,
 ) {
-    let count = rows.count();
     let batch = x.len() / rows.columns;
-    let row_bytes = rows.columns / BLOCK * U::BLOCK_BYTES;
     let mut panel = if batch > 1 && !U::IS_F32 {
         vec![0.0_f32; TILE_ROWS * rows.stretch]
     } else {
         Vec::new()
     };
-    let mut place = Place {
-        out,
-        stride: out_stride,
-        first: 0,
-        width: 0,
-        add: false,
-    };
-    while place.first < count {
-        let whole = place.first + TILE_ROWS <= count;
-        place.width = if whole { TILE_ROWS } else { 1 };
-        let mut start = 0;
-        while start < rows.columns {
-            let len = rows.stretch.min(rows.columns - start);
-            place.add = start > 0;
-            // SAFETY: each row of the tile and of `x` has `len` columns from
-            // `start` on; the panel has room for a stretch of each row.
-            unsafe {
-                let at = place.first * row_bytes + start / BLOCK * U::BLOCK_BYTES;
-                let tile = Tile {
-                    first: rows.bytes.as_ptr().add(at),
-                    stride: if whole { row_bytes } else { 0 },
-                };
-                let x = Activations {
-                    first: x.as_ptr().add(start),
-                    stride: rows.columns,
-                    batch,
-                };
-                if batch == 1 {
-                    place.put(0, fused::<S, U>(tile, x.first, len));
-                } else {
-                    over_batch::<S>(widened::<S, U>(tile, len, &mut panel), len, x, &mut place);
+    let mut place = Place { out, stride };
+    let mut stretches = Stretches::of(rows);
+    while let Some(stretch) = stretches.take_next() {
+        // SAFETY: each row of the tile and of `x` has `len` columns from `start`
+        // on; the panel has room for a stretch of each row.
+        unsafe {
+            let x = Floats {
+                first: x.as_ptr().add(stretch.start),
+                stride: rows.columns,
+                batch,
+            };
+            if batch == 1 {
+                let sums = fused::<S, U>(stretch.tile, x.first, stretch.len);
+                place.put(&stretch, 0, sums);
+            } else {
+                let tile = widened::<S, U>(stretch.tile, stretch.len, &mut panel);
+                over_batch::<S>(tile, x, &stretch, &mut place);
+            }
+        }
+    }
+}
+
+/// See [`super::matmul`], for quantised weights.
+///
+/// # Safety
+/// The CPU has the instructions, and the sizes passed `Rows::check`.
+#[inline(always)]
+pub(super) unsafe fn matmul_int8<S: Simd, D: Dot<S>>(
+    rows: &Rows<'_>,
+    (x, range): (&Int8Rows, Range<usize>),
+    out: &mut [f32],
+    stride: usize,
+) {
+    let mut place = Place { out, stride };
+    let mut stretches = Stretches::of(rows);
+    while let Some(stretch) = stretches.take_next() {
+        let mut m = range.start;
+        // SAFETY: each row of the tile and of `x` has `len` columns from `start`
+        // on, and a tile takes no more activation rows than are left.
+        unsafe {
+            while D::TILE_BATCH >= 3 && range.end - m >= 3 {
+                let sums = int8_tile::<S, D, 3>(&stretch, x, m);
+                for j in 0..3 {
+                    place.put(&stretch, m + j - range.start, sums[j]);
+                }
+                m += 3;
+            }
+            while m < range.end {
+                let sums = int8_tile::<S, D, 1>(&stretch, x, m);
+                place.put(&stretch, m - range.start, sums[0]);
+                m += 1;
+            }
+        }
+    }
+}
+
+/// The sums of `M` activation rows from `m` on over a stretch.
+#[inline(always)]
+unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
+    stretch: &Stretch,
+    x: &Int8Rows,
+    m: usize,
+) -> [[f32; TILE_ROWS]; M] {
+    let tile = stretch.tile;
+    let blocks = stretch.len / BLOCK;
+    let mut out = [[0.0; TILE_ROWS]; M];
+    // SAFETY: as the caller says, all rows have these blocks, and there are `M`
+    // activation rows from `m` on; behind their last block lies padding.
+    unsafe {
+        let mut sums = [[S::zero(); TILE_ROWS]; M];
+        let mut block = 0;
+        while block < blocks {
+            let both = block + 1 < blocks;
+            let at = block * D::BLOCK_BYTES;
+            let weights = [
+                D::weights(tile.at(0, at), both),
+                D::weights(tile.at(1, at), both),
+                D::weights(tile.at(2, at), both),
+                D::weights(tile.at(3, at), both),
+            ];
+            for j in 0..M {
+                let at = (m + j) * x.blocks + stretch.start / BLOCK + block;
+                let values = D::values(
+                    x.values.as_ptr().add(at * BLOCK),
+                    x.scales.as_ptr().add(at),
+                    x.sums.as_ptr().add(at),
+                );
+                for i in 0..TILE_ROWS {
+                    sums[j][i] = D::step(weights[i], values, sums[j][i]);
                 }
             }
-            start += len;
+            block += 2;
         }
-        place.first += place.width;
+        for j in 0..M {
+            out[j] = S::sums(sums[j]);
+        }
     }
+    out
 }
 
 /// One activation row: weights are widened and multiplied at once.
@@ -223,32 +376,39 @@ unsafe fn widened<S: Simd, U: Unpack<S>>(
 
 /// Several activation rows against widened weights, a register tile at a time.
 #[inline(always)]
-unsafe fn over_batch<S: Simd>(tile: Tile<f32>, len: usize, x: Activations, place: &mut Place<'_>) {
+unsafe fn over_batch<S: Simd>(
+    tile: Tile<f32>,
+    x: Floats,
+    stretch: &Stretch,
+    place: &mut Place<'_>,
+) {
     let mut m = 0;
     // SAFETY: a register tile takes no more activation rows than are left.
     unsafe {
         while S::TILE_BATCH >= 6 && x.batch - m >= 6 {
-            multiply_tile::<S, 6>(tile, len, x, (m, place));
+            let sums = float_tile::<S, 6>(tile, stretch.len, x, m);
+            for j in 0..6 {
+                place.put(stretch, m + j, sums[j]);
+            }
             m += 6;
         }
-        while x.batch - m >= 2 {
-            multiply_tile::<S, 2>(tile, len, x, (m, place));
-            m += 2;
-        }
-        if x.batch > m {
-            multiply_tile::<S, 1>(tile, len, x, (m, place));
+        while m < x.batch {
+            let sums = float_tile::<S, 1>(tile, stretch.len, x, m);
+            place.put(stretch, m, sums[0]);
+            m += 1;
         }
     }
 }
 
 /// The sums of `M` activation rows from `m` on.
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, const M: usize>(
+unsafe fn float_tile<S: Simd, const M: usize>(
     tile: Tile<f32>,
     len: usize,
-    x: Activations,
-    (m, place): (usize, &mut Place<'_>),
-) {
+    x: Floats,
+    m: usize,
+) -> [[f32; TILE_ROWS]; M] {
+    let mut out = [[0.0; TILE_ROWS]; M];
     // SAFETY: as the caller says, all rows have `len` columns, and there are `M`
     // activation rows from `m` on.
     unsafe {
@@ -268,12 +428,13 @@ unsafe fn multiply_tile<S: Simd, const M: usize>(
                     sums[j][i] = S::fma(w[i], x, sums[j][i]);
                 }
             }
-            k += S::LANES;
+            k += LANES;
         }
         for j in 0..M {
-            place.put(m + j, S::sums(sums[j]));
+            out[j] = S::sums(sums[j]);
         }
     }
+    out
 }
 
 /// See [`super::weighted_sum`]: `M` rows of `out`, each plus the values weighted
@@ -285,7 +446,7 @@ unsafe fn multiply_tile<S: Simd, const M: usize>(
 #[inline(always)]
 pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
     weights: [&[f32]; M],
-    values: &[f32],
+    values: &[f16],
     out: &mut [f32],
 ) {
     const VECTORS: usize = 2;
@@ -293,20 +454,20 @@ pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
     let count = values.len() / width;
     let mut from = 0;
     // SAFETY: `from` and the vectors behind it stay below `width`, because the
-    // width is a multiple of BLOCK, which is one of LANES · VECTORS.
+    // width is a multiple of BLOCK, which is LANES · VECTORS.
     unsafe {
         while from < width {
             let mut sums = [[S::zero(); VECTORS]; M];
             for (m, sums) in sums.iter_mut().enumerate() {
                 for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::load(out.as_ptr().add(m * width + from + v * S::LANES));
+                    *sum = S::load(out.as_ptr().add(m * width + from + v * LANES));
                 }
             }
             for t in 0..count {
                 let row = values.as_ptr().add(t * width + from);
                 let mut value = [S::zero(); VECTORS];
                 for (v, value) in value.iter_mut().enumerate() {
-                    *value = S::load(row.add(v * S::LANES));
+                    *value = S::load_halves(row.add(v * LANES));
                 }
                 for m in 0..M {
                     let weight = S::splat(*weights[m].get_unchecked(t));
@@ -317,10 +478,10 @@ pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
             }
             for (m, sums) in sums.into_iter().enumerate() {
                 for (v, sum) in sums.into_iter().enumerate() {
-                    S::store(out.as_mut_ptr().add(m * width + from + v * S::LANES), sum);
+                    S::store(out.as_mut_ptr().add(m * width + from + v * LANES), sum);
                 }
             }
-            from += VECTORS * S::LANES;
+            from += VECTORS * LANES;
         }
     }
 }

@@ -1,9 +1,7 @@
 //! Functions of a vector, written so that the compiler can use whatever
 //! instructions the calling function is built for.
 
-/// Partial sums and maxima that are kept side by side, so that they can be
-/// taken by vector instructions; fixed, because it decides the order of sums.
-const LANES: usize = 16;
+use super::LANES;
 
 /// `exp(x)` for x ≤ 88, within two units in the last place; 0 below −87.
 ///

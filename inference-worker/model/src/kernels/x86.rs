@@ -5,9 +5,14 @@
     reason = "calls functions that are built for chosen instructions"
 )]
 
+use std::ops::Range;
+
+use half::f16;
+
 use super::avx2::{self, Avx2};
 use super::avx512::{self, Avx512};
-use super::{Format, Isa, Level, Rows, scalar, simd, vector};
+use super::int8::Int8Rows;
+use super::{Activations, Format, Isa, Level, Rows, scalar, simd, vector};
 
 /// See [`Isa::available`].
 pub(super) fn available() -> Vec<Isa> {
@@ -17,41 +22,84 @@ pub(super) fn available() -> Vec<Isa> {
         && std::arch::is_x86_feature_detected!("f16c")
     {
         found.push(Isa(Level::Avx2));
-        if std::arch::is_x86_feature_detected!("avx512f") {
+        if std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512vnni")
+        {
             found.push(Isa(Level::Avx512));
         }
     }
     found
 }
 
-/// Calls the function of one instruction set for the format of `$rows`.
+/// Calls the functions of one instruction set for the format of `$rows`.
 macro_rules! by_format {
-    ($matmul:ident, $formats:ident, ($rows:expr, $x:expr, $out:expr, $stride:expr)) => {
+    ($widened:ident, $int8:ident, $formats:ident, ($rows:expr, $x:expr, $range:expr, $out:expr, $stride:expr)) => {
         // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
         unsafe {
-            match $rows.format {
-                Format::F32 => $matmul::<$formats::F32>($rows, $x, $out, $stride),
-                Format::F16 => $matmul::<$formats::F16>($rows, $x, $out, $stride),
-                Format::Bf16 => $matmul::<$formats::Bf16>($rows, $x, $out, $stride),
-                Format::Q4_0 => $matmul::<$formats::Q4_0>($rows, $x, $out, $stride),
-                Format::Q4_1 => $matmul::<$formats::Q4_1>($rows, $x, $out, $stride),
-                Format::Q8_0 => $matmul::<$formats::Q8_0>($rows, $x, $out, $stride),
+            match ($x, $rows.format) {
+                (Activations::Int8(x), Format::Q4_0) => {
+                    $int8::<$formats::Q4_0>($rows, x, $range, $out, $stride)
+                }
+                (Activations::Int8(x), Format::Q4_1) => {
+                    $int8::<$formats::Q4_1>($rows, x, $range, $out, $stride)
+                }
+                (Activations::Int8(x), Format::Q8_0) => {
+                    $int8::<$formats::Q8_0>($rows, x, $range, $out, $stride)
+                }
+                (Activations::F32(x), format) => {
+                    let x = &x[$range.start * $rows.columns..$range.end * $rows.columns];
+                    match format {
+                        Format::F32 => $widened::<$formats::F32>($rows, x, $out, $stride),
+                        Format::F16 => $widened::<$formats::F16>($rows, x, $out, $stride),
+                        Format::Bf16 => $widened::<$formats::Bf16>($rows, x, $out, $stride),
+                        _ => scalar::matmul($rows, $x, $range, ($out, $stride)),
+                    }
+                }
+                _ => scalar::matmul($rows, $x, $range, ($out, $stride)),
             }
         }
     };
 }
 
-/// Multiplies each row of `x` with every row of `rows`: `out[m · out_stride + n]`
-/// is the product of activation row m and weight row n.
-pub(crate) fn matmul(isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_stride: usize) {
-    rows.check(x, out, out_stride);
-    if x.is_empty() {
+/// Multiplies the activation rows `range` with every row of `rows`:
+/// `out[m · out_stride + n]` is the product of the m-th of them and weight row n.
+pub(crate) fn matmul(
+    isa: Isa,
+    rows: &Rows<'_>,
+    x: &Activations<'_>,
+    range: Range<usize>,
+    (out, out_stride): (&mut [f32], usize),
+) {
+    rows.check(x, &range, out, out_stride);
+    if range.is_empty() {
         return;
     }
     match isa.0 {
-        Level::Scalar => scalar::matmul(rows, x, out, out_stride),
-        Level::Avx2 => by_format!(matmul_avx2, avx2, (rows, x, out, out_stride)),
-        Level::Avx512 => by_format!(matmul_avx512, avx512, (rows, x, out, out_stride)),
+        Level::Scalar => scalar::matmul(rows, x, range, (out, out_stride)),
+        Level::Avx2 => by_format!(
+            widened_avx2,
+            int8_avx2,
+            avx2,
+            (rows, x, range, out, out_stride)
+        ),
+        Level::Avx512 => by_format!(
+            widened_avx512,
+            int8_avx512,
+            avx512,
+            (rows, x, range, out, out_stride)
+        ),
+    }
+}
+
+/// Quantises activation rows of `columns`.
+pub(super) fn quantize(isa: Isa, x: &[f32], columns: usize) -> Int8Rows {
+    match isa.0 {
+        Level::Scalar => Int8Rows::quantize(x, columns),
+        // SAFETY: an `Isa` exists only where its instructions do.
+        Level::Avx2 => unsafe { quantize_avx2(x, columns) },
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { quantize_avx512(x, columns) },
     }
 }
 
@@ -60,7 +108,7 @@ pub(crate) fn matmul(isa: Isa, rows: &Rows<'_>, x: &[f32], out: &mut [f32], out_
 pub(crate) fn weighted_sum<const M: usize>(
     isa: Isa,
     weights: [&[f32]; M],
-    values: &[f32],
+    values: &[f16],
     out: &mut [f32],
 ) {
     let width = out.len() / M;
@@ -106,11 +154,11 @@ pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
 
 /// The functions of one instruction set.
 macro_rules! build_for {
-    ($features:literal, $simd:ty, $matmul:ident, $weighted_sum:ident, $silu_mul:ident, $softmax:ident) => {
+    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $silu_mul:ident, $softmax:ident) => {
         /// One function a format: together they would be too much for the
         /// register allocator.
         #[target_feature(enable = $features)]
-        fn $matmul<U: simd::Unpack<$simd>>(
+        fn $widened<U: simd::Unpack<$simd>>(
             rows: &Rows<'_>,
             x: &[f32],
             out: &mut [f32],
@@ -122,7 +170,24 @@ macro_rules! build_for {
         }
 
         #[target_feature(enable = $features)]
-        fn $weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f32], out: &mut [f32]) {
+        fn $int8<D: simd::Dot<$simd>>(
+            rows: &Rows<'_>,
+            x: &Int8Rows,
+            range: Range<usize>,
+            out: &mut [f32],
+            stride: usize,
+        ) {
+            // SAFETY: as above.
+            unsafe { simd::matmul_int8::<$simd, D>(rows, (x, range), out, stride) }
+        }
+
+        #[target_feature(enable = $features)]
+        fn $quantize(x: &[f32], columns: usize) -> Int8Rows {
+            Int8Rows::quantize(x, columns)
+        }
+
+        #[target_feature(enable = $features)]
+        fn $weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f16], out: &mut [f32]) {
             // SAFETY: as above.
             unsafe { simd::weighted_sum::<$simd, M>(weights, values, out) }
         }
@@ -142,15 +207,19 @@ macro_rules! build_for {
 build_for!(
     "avx2,fma,f16c",
     Avx2,
-    matmul_avx2,
+    widened_avx2,
+    int8_avx2,
+    quantize_avx2,
     weighted_sum_avx2,
     silu_mul_avx2,
     softmax_avx2
 );
 build_for!(
-    "avx512f,avx2,fma,f16c",
+    "avx512f,avx512bw,avx512vnni,avx2,fma,f16c",
     Avx512,
-    matmul_avx512,
+    widened_avx512,
+    int8_avx512,
+    quantize_avx512,
     weighted_sum_avx512,
     silu_mul_avx512,
     softmax_avx512
