@@ -6,14 +6,15 @@
 )]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_add_ps, _mm_and_si128, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_loadu_si128, _mm_move_ss, _mm_movehdup_ps, _mm_set1_epi8, _mm_setzero_ps, _mm_srli_epi16,
-    _mm_storeu_ps, _mm_sub_epi8, _mm256_add_ps, _mm256_broadcast_ss, _mm256_broadcastss_ps,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_mul_ps, _mm256_permute4x64_epi64,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi32, _mm256_storeu_ps,
-    _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_zextps128_ps256,
+    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_and_si128, _mm_cvtph_ps,
+    _mm_cvtsi32_si128, _mm_loadu_si128, _mm_move_ss, _mm_movehdup_ps, _mm_prefetch, _mm_set1_epi8,
+    _mm_setzero_ps, _mm_srli_epi16, _mm_storeu_ps, _mm_sub_epi8, _mm256_add_ps,
+    _mm256_broadcast_ss, _mm256_broadcastss_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16,
+    _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    _mm256_zextps128_ps256,
 };
 
 use half::f16;
@@ -62,6 +63,12 @@ impl Simd for Avx2 {
             _mm256_storeu_ps(to, value.0);
             _mm256_storeu_ps(to.add(8), value.1);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller's promise; prefetching reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
@@ -305,11 +312,11 @@ impl<T: Bytes> Dot<Avx2> for T {
     type Values = (Block, Block);
 
     #[inline(always)]
-    unsafe fn weights(at: *const u8, both: bool) -> (Block, Option<Block>) {
+    unsafe fn weights<const BOTH: bool>(at: *const u8) -> (Block, Option<Block>) {
         // SAFETY: the caller's promise: a block, and another where there are both.
         unsafe {
             let first = weight_block::<T>(at);
-            if both {
+            if BOTH {
                 (first, Some(weight_block::<T>(at.add(T::BYTES))))
             } else {
                 (first, None)

@@ -6,17 +6,17 @@
 )]
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _mm_castpd_ps, _mm_cvtph_ps, _mm_load_sd, _mm_loadu_si128,
-    _mm_set_epi32, _mm_setzero_si128, _mm_storeu_ps, _mm256_loadu_si256, _mm256_setzero_si256,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps128_ps512, _mm512_castps512_ps128,
-    _mm512_castsi128_si512, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_inserti32x4, _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_maskz_permutexvar_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set_epi32,
-    _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps, _mm512_slli_epi32,
-    _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_sub_epi8, _mm512_sub_epi32, _mm512_unpackhi_ps,
-    _mm512_unpacklo_ps, _mm512_xor_si512,
+    __m256i, __m512, __m512i, _MM_HINT_T0, _mm_castpd_ps, _mm_cvtph_ps, _mm_load_sd,
+    _mm_loadu_si128, _mm_prefetch, _mm_set_epi32, _mm_setzero_si128, _mm_storeu_ps,
+    _mm256_loadu_si256, _mm256_setzero_si256, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castps128_ps512, _mm512_castps512_ps128, _mm512_castsi128_si512, _mm512_castsi256_si512,
+    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_inserti64x4, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_maskz_permutexvar_ps, _mm512_mul_ps, _mm512_permutexvar_ps,
+    _mm512_set_epi32, _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps,
+    _mm512_slli_epi32, _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_sub_epi8, _mm512_sub_epi32,
+    _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_si512,
 };
 
 use half::f16;
@@ -53,6 +53,12 @@ impl Simd for Avx512 {
     unsafe fn store(to: *mut f32, value: __m512) {
         // SAFETY: the caller's promise.
         unsafe { _mm512_storeu_ps(to, value) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller's promise; prefetching reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
     #[inline(always)]
@@ -228,10 +234,10 @@ trait Blocks {
     /// Whether a minimum follows the scale.
     const HAS_MINIMUM: bool = false;
 
-    /// Signed bytes of a block and, where there are `both`, of the next.
+    /// Signed bytes of a block and, where there are `BOTH`, of the next.
     /// # Safety
     /// The CPU has AVX-512BW, and `at` points to the blocks.
-    unsafe fn values(at: *const u8, both: bool) -> __m512i;
+    unsafe fn values<const BOTH: bool>(at: *const u8) -> __m512i;
 }
 
 impl<T: Blocks> Dot<Avx512> for T {
@@ -241,14 +247,14 @@ impl<T: Blocks> Dot<Avx512> for T {
     type Values = PairValues;
 
     #[inline(always)]
-    unsafe fn weights(at: *const u8, both: bool) -> Pair {
+    unsafe fn weights<const BOTH: bool>(at: *const u8) -> Pair {
         // SAFETY: the caller's promise; a second block is read only where there
         // is one.
         unsafe {
-            let values = T::values(at, both);
+            let values = T::values::<BOTH>(at);
             // A block begins with its scale and, where it has one, its minimum.
             let first = i32::from_le(at.cast::<i32>().read_unaligned());
-            let second = if both {
+            let second = if BOTH {
                 i32::from_le(at.add(T::BYTES).cast::<i32>().read_unaligned())
             } else {
                 0
@@ -316,13 +322,13 @@ unsafe fn spread(two: *const f32) -> __m512 {
 }
 
 /// The nibbles of 16 bytes at `at`, low ones before high ones, and, where there
-/// are `both`, those of 16 bytes `distance` behind likewise.
+/// are `BOTH`, those of 16 bytes `distance` behind likewise.
 #[inline(always)]
-unsafe fn nibbles(at: *const u8, both: bool, distance: usize) -> __m512i {
+unsafe fn nibbles<const BOTH: bool>(at: *const u8, distance: usize) -> __m512i {
     // SAFETY: the caller's promise: 16 bytes each.
     unsafe {
         let first = _mm512_castsi128_si512(_mm_loadu_si128(at.cast()));
-        let second = if both {
+        let second = if BOTH {
             _mm_loadu_si128(at.add(distance).cast())
         } else {
             _mm_setzero_si128()
@@ -342,10 +348,10 @@ impl Blocks for Q4_0 {
     const BYTES: usize = 18;
 
     #[inline(always)]
-    unsafe fn values(at: *const u8, both: bool) -> __m512i {
+    unsafe fn values<const BOTH: bool>(at: *const u8) -> __m512i {
         // SAFETY: the caller's promise. Without a second block its scale is 0.
         unsafe {
-            let nibbles = nibbles(at.add(2), both, Self::BYTES);
+            let nibbles = nibbles::<BOTH>(at.add(2), Self::BYTES);
             _mm512_sub_epi8(nibbles, _mm512_set1_epi8(8))
         }
     }
@@ -356,9 +362,9 @@ impl Blocks for Q4_1 {
     const HAS_MINIMUM: bool = true;
 
     #[inline(always)]
-    unsafe fn values(at: *const u8, both: bool) -> __m512i {
+    unsafe fn values<const BOTH: bool>(at: *const u8) -> __m512i {
         // SAFETY: the caller's promise.
-        unsafe { nibbles(at.add(4), both, Self::BYTES) }
+        unsafe { nibbles::<BOTH>(at.add(4), Self::BYTES) }
     }
 }
 
@@ -366,11 +372,11 @@ impl Blocks for Q8_0 {
     const BYTES: usize = 34;
 
     #[inline(always)]
-    unsafe fn values(at: *const u8, both: bool) -> __m512i {
+    unsafe fn values<const BOTH: bool>(at: *const u8) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
             let first = _mm512_castsi256_si512(_mm256_loadu_si256(at.add(2).cast()));
-            let second = if both {
+            let second = if BOTH {
                 _mm256_loadu_si256(at.add(Self::BYTES + 2).cast())
             } else {
                 _mm256_setzero_si256()

@@ -36,6 +36,11 @@ pub(super) trait Simd: Copy {
     /// # Safety
     /// `to` has room for [`LANES`] values.
     unsafe fn store(to: *mut f32, value: Self::V);
+    /// Asks for the cache line at `at`, which may lie anywhere. Tiles are short, so
+    /// the CPU does not foresee the next one by itself.
+    /// # Safety
+    /// The CPU has the instructions.
+    unsafe fn prefetch(at: *const u8);
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn splat(value: f32) -> Self::V;
@@ -80,10 +85,10 @@ pub(super) trait Dot<S: Simd> {
     /// Activations of a step.
     type Values: Copy;
 
-    /// The weights of a block and, where there are `both`, of the next.
+    /// The weights of a block and, where there are `BOTH`, of the next.
     /// # Safety
     /// The CPU has the instructions, and `at` points to these blocks.
-    unsafe fn weights(at: *const u8, both: bool) -> Self::Weights;
+    unsafe fn weights<const BOTH: bool>(at: *const u8) -> Self::Weights;
     /// The activations of a step.
     /// # Safety
     /// The CPU has the instructions, and the pointers lead to the values, scales
@@ -283,7 +288,6 @@ unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
     x: &Int8Rows,
     m: usize,
 ) -> [[f32; TILE_ROWS]; M] {
-    let tile = stretch.tile;
     let blocks = stretch.len / BLOCK;
     let mut out = [[0.0; TILE_ROWS]; M];
     // SAFETY: as the caller says, all rows have these blocks, and there are `M`
@@ -291,33 +295,53 @@ unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
     unsafe {
         let mut sums = [[S::zero(); TILE_ROWS]; M];
         let mut block = 0;
-        while block < blocks {
-            let both = block + 1 < blocks;
-            let at = block * D::BLOCK_BYTES;
-            let weights = [
-                D::weights(tile.at(0, at), both),
-                D::weights(tile.at(1, at), both),
-                D::weights(tile.at(2, at), both),
-                D::weights(tile.at(3, at), both),
-            ];
-            for j in 0..M {
-                let at = (m + j) * x.blocks + stretch.start / BLOCK + block;
-                let values = D::values(
-                    x.values.as_ptr().add(at * BLOCK),
-                    x.scales.as_ptr().add(at),
-                    x.sums.as_ptr().add(at),
-                );
-                for i in 0..TILE_ROWS {
-                    sums[j][i] = D::step(weights[i], values, sums[j][i]);
-                }
-            }
+        while block + 2 <= blocks {
+            int8_step::<S, D, M, true>(stretch, x, (m, block), &mut sums);
             block += 2;
+        }
+        if block < blocks {
+            int8_step::<S, D, M, false>(stretch, x, (m, block), &mut sums);
         }
         for j in 0..M {
             out[j] = S::sums(sums[j]);
         }
     }
     out
+}
+
+/// Adds the products of two blocks, or of the last one.
+#[inline(always)]
+unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
+    stretch: &Stretch,
+    x: &Int8Rows,
+    (m, block): (usize, usize),
+    sums: &mut [[S::V; TILE_ROWS]; M],
+) {
+    let tile = stretch.tile;
+    let at = block * D::BLOCK_BYTES;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for row in 0..TILE_ROWS {
+            S::prefetch(tile.at(row, at).wrapping_add(TILE_ROWS * tile.stride));
+        }
+        let weights = [
+            D::weights::<BOTH>(tile.at(0, at)),
+            D::weights::<BOTH>(tile.at(1, at)),
+            D::weights::<BOTH>(tile.at(2, at)),
+            D::weights::<BOTH>(tile.at(3, at)),
+        ];
+        for j in 0..M {
+            let at = (m + j) * x.blocks + stretch.start / BLOCK + block;
+            let values = D::values(
+                x.values.as_ptr().add(at * BLOCK),
+                x.scales.as_ptr().add(at),
+                x.sums.as_ptr().add(at),
+            );
+            for i in 0..TILE_ROWS {
+                sums[j][i] = D::step(weights[i], values, sums[j][i]);
+            }
+        }
+    }
 }
 
 /// One activation row: weights are widened and multiplied at once.
@@ -332,6 +356,9 @@ unsafe fn fused<S: Simd, U: Unpack<S>>(
         let (mut a, mut b, mut c, mut d) = (S::zero(), S::zero(), S::zero(), S::zero());
         for block in 0..len / BLOCK {
             let (x, at) = (x.add(block * BLOCK), block * U::BLOCK_BYTES);
+            for row in 0..TILE_ROWS {
+                S::prefetch(tile.at(row, at).wrapping_add(TILE_ROWS * tile.stride));
+            }
             a = U::multiply(tile.at(0, at), x, a);
             b = U::multiply(tile.at(1, at), x, b);
             c = U::multiply(tile.at(2, at), x, c);
