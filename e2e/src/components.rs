@@ -67,9 +67,7 @@ pub const ALL: [Component; 4] = [KUBERNETES, ETCD, COREDNS, HELM];
 #[derive(Debug, thiserror::Error)]
 pub enum ComponentError {
     /// There is no Go compiler.
-    #[error(
-        "no `go` program in PATH; install Go {needed} or newer"
-    )]
+    #[error("no `go` program in PATH; install Go {needed} or newer")]
     NoGo {
         /// The least version that will do.
         needed: String,
