@@ -1,5 +1,6 @@
 //! Measures one process, all of the model: prefill and decode in tokens a second,
-//! as one line of JSON.
+//! memory planned (for this process and one that answers requests) and taken, as
+//! one line of JSON.
 //!
 //! `decode_speed MODEL.gguf [THREADS [PROMPT_TOKENS [DECODE_TOKENS]]]`
 
@@ -7,7 +8,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use llama_model::{Gguf, Llama, LoadOptions, LocalCollective, Segment, StepModel};
+use llama_model::{
+    Gguf, Llama, LoadOptions, LocalCollective, MemoryPlan, MemoryRequest, Segment, StepModel,
+};
 
 fn main() -> ExitCode {
     match measure() {
@@ -44,6 +47,16 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
         slots: 1,
         max_tokens: prompt + decode,
     };
+    let plan = MemoryPlan::new(
+        &gguf,
+        &MemoryRequest {
+            world: 1,
+            ranks: 0..1,
+            threads,
+            max_tokens: options.max_tokens,
+            step_tokens: prompt,
+        },
+    )?;
     let mut model = Llama::load(&gguf, &options, &|_, _| {})?;
     let load = started.elapsed();
 
@@ -80,5 +93,17 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
         "prefill_tokens_per_second": prompt as f64 / prefill.as_secs_f64(),
         "decode_tokens": decode,
         "decode_tokens_per_second": decode as f64 / decoding.as_secs_f64(),
+        "planned_bytes": plan.total(1),
+        "resident_anonymous_bytes": resident_anonymous_bytes(),
     }))
+}
+
+/// Memory of this process that is not pages of files, where Linux tells.
+fn resident_anonymous_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }

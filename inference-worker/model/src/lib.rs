@@ -9,6 +9,8 @@ mod attention;
 pub mod collective;
 pub mod config;
 pub mod error;
+#[doc(hidden)]
+pub mod fixture;
 pub mod gguf;
 pub mod kernels;
 mod kv;

@@ -120,7 +120,7 @@ impl Llama {
         gguf.release_pages()?;
         progress(total, total);
 
-        let factors = slices.rope_factors.map(|factors| factors.values(gguf));
+        let factors = rope_factors(gguf, &slices)?;
         let vocab_ranges = (0..options.world)
             .map(|rank| Shard::new(&config, rank, options.world, BLOCK).map(|shard| shard.vocab))
             .collect::<Result<_, _>>()?;
@@ -291,6 +291,24 @@ impl StepModel for Llama {
         }
         let threads = Arc::clone(&self.threads);
         threads.run(|| self.compute(segments, &Reduce::new(collective)))
+    }
+}
+
+/// Llama 3's divisors of the rotary frequencies, where the file has them.
+fn rope_factors(gguf: &Gguf, slices: &ModelSlices<'_>) -> Result<Option<Vec<f32>>, ModelError> {
+    let Some(slice) = slices.rope_factors else {
+        return Ok(None);
+    };
+    let factors = slice.values(gguf);
+    match factors
+        .iter()
+        .find(|factor| **factor <= 0.0 || factor.is_nan())
+    {
+        Some(factor) => Err(gguf.invalid(&format!(
+            "{} holds {factor}, expected positive numbers",
+            slice.name()
+        ))),
+        None => Ok(Some(factors)),
     }
 }
 

@@ -97,7 +97,7 @@ fn refusal(config: &LlamaConfig, world: usize, block: usize) -> String {
         .iter()
         .map(ToString::to_string)
         .collect();
-    let would = match worlds.split_last() {
+    let choice = match worlds.split_last() {
         None => "no size would".to_owned(),
         Some((last, [])) => format!("{last} would"),
         Some((last, rest)) => format!("{} or {last} would", rest.join(", ")),
@@ -111,12 +111,12 @@ fn refusal(config: &LlamaConfig, world: usize, block: usize) -> String {
     } = config;
     if world > 0 && heads.is_multiple_of(world) && kv_heads.is_multiple_of(world) {
         return format!(
-            "tensor parallel {world} does not split the model: {heads} heads of {}, feed-forward length {ffn}, vocabulary {vocab}, in blocks of {block}; {would}",
+            "tensor parallel {world} does not split the model: {heads} heads of {}, feed-forward length {ffn}, vocabulary {vocab}, in blocks of {block}; {choice}",
             config.head_dim
         );
     }
     format!(
-        "tensor parallel {world} does not divide {heads} attention heads ({kv_heads} KV heads); {would}"
+        "tensor parallel {world} does not divide {heads} attention heads ({kv_heads} KV heads); {choice}"
     )
 }
 

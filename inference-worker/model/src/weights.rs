@@ -81,6 +81,11 @@ pub(crate) struct VectorSlice<'a> {
 }
 
 impl VectorSlice<'_> {
+    /// Its name in the file.
+    pub(crate) fn name(&self) -> &str {
+        &self.info.name
+    }
+
     /// Its values.
     pub(crate) fn values(&self, gguf: &Gguf) -> Vec<f32> {
         let mut values = vec![0.0; self.len];
@@ -180,18 +185,18 @@ impl<'a> ModelSlices<'a> {
             .map(|layer| find.layer(layer, config, shard))
             .collect::<Result<_, _>>()?;
         let (hidden, vocab) = (config.hidden, config.vocab);
-        let embedding = find.matrix(EMBEDDING.to_owned(), hidden, vocab)?;
+        let embedding = find.matrix(EMBEDDING, hidden, vocab)?;
         let output = if gguf.tensor(OUTPUT).is_some() {
             OUTPUT
         } else {
             EMBEDDING
         };
-        let mut head = find.matrix(output.to_owned(), hidden, vocab)?;
+        let mut head = find.matrix(output, hidden, vocab)?;
         head.rows = shard.vocab.clone();
-        let norm = find.vector(OUTPUT_NORM.to_owned(), hidden)?;
+        let norm = find.vector(OUTPUT_NORM, hidden)?;
         let rope_factors = match gguf.tensor(ROPE_FREQUENCIES) {
             None => None,
-            Some(_) => Some(find.vector(ROPE_FREQUENCIES.to_owned(), config.rope_dim / 2)?),
+            Some(_) => Some(find.vector(ROPE_FREQUENCIES, config.rope_dim / 2)?),
         };
         find.refuse_unused()?;
         Ok(Self {
@@ -234,10 +239,10 @@ struct Finder<'a> {
 impl<'a> Finder<'a> {
     fn tensor(
         &mut self,
-        name: String,
+        name: &str,
         dims: &[usize],
     ) -> Result<(&'a TensorInfo, Format), ModelError> {
-        let Some(info) = self.gguf.tensor(&name) else {
+        let Some(info) = self.gguf.tensor(name) else {
             return Err(self.gguf.invalid(&format!("tensor {name} is missing")));
         };
         let Some(format) = Format::from_ggml(info.ggml_type) else {
@@ -262,14 +267,14 @@ impl<'a> Finder<'a> {
         Ok((info, format))
     }
 
-    fn vector(&mut self, name: String, len: usize) -> Result<VectorSlice<'a>, ModelError> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<VectorSlice<'a>, ModelError> {
         let (info, format) = self.tensor(name, &[len])?;
         Ok(VectorSlice { info, format, len })
     }
 
     fn matrix(
         &mut self,
-        name: String,
+        name: &str,
         columns: usize,
         rows: usize,
     ) -> Result<MatrixSlice<'a>, ModelError> {
@@ -299,7 +304,7 @@ impl<'a> Finder<'a> {
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         let (hidden, query, kv) = (config.hidden, config.query_width(), config.kv_width());
         let mut by_rows = |part: &str, rows: usize, range: Range<usize>| {
-            self.matrix(name(part), hidden, rows)
+            self.matrix(&name(part), hidden, rows)
                 .map(|slice| MatrixSlice {
                     rows: range,
                     ..slice
@@ -311,7 +316,7 @@ impl<'a> Finder<'a> {
         let gate = by_rows("ffn_gate", config.ffn, shard.ffn.clone())?;
         let up = by_rows("ffn_up", config.ffn, shard.ffn.clone())?;
         let mut by_columns = |part: &str, columns: usize, range: Range<usize>| {
-            self.matrix(name(part), columns, hidden)
+            self.matrix(&name(part), columns, hidden)
                 .map(|slice| MatrixSlice {
                     stretch: stretch(columns, config.kv_heads),
                     columns: range,
@@ -321,12 +326,12 @@ impl<'a> Finder<'a> {
         let o = by_columns("attn_output", query, shard.query_range(config))?;
         let down = by_columns("ffn_down", config.ffn, shard.ffn.clone())?;
         Ok(LayerSlices {
-            attn_norm: self.vector(name("attn_norm"), hidden)?,
+            attn_norm: self.vector(&name("attn_norm"), hidden)?,
             q,
             k,
             v,
             o,
-            ffn_norm: self.vector(name("ffn_norm"), hidden)?,
+            ffn_norm: self.vector(&name("ffn_norm"), hidden)?,
             gate,
             up,
             down,

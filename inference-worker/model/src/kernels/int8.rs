@@ -70,12 +70,8 @@ fn quantize_block(x: &[f32; BLOCK], values: &mut [i8; BLOCK]) -> (f32, f32) {
     let mut total = 0_i32;
     for i in 0..BLOCK {
         let bits = (x[i] * inverse + ROUND).to_bits();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_possible_wrap,
-            reason = "the low byte is the integer, in two's complement"
-        )]
-        let value = bits as i8;
+        // The low byte is the integer, in two's complement.
+        let value = i8::from_le_bytes([bits.to_le_bytes()[0]]);
         values[i] = value;
         total += i32::from(value);
     }

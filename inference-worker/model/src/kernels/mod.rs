@@ -10,6 +10,13 @@
 //! token's result depends neither on the CPU, nor on the batch it is in, nor on
 //! how its prompt was cut into steps.
 
+#![allow(
+    clippy::inline_always,
+    clippy::needless_range_loop,
+    clippy::many_single_char_names,
+    reason = "kernels are inlined into functions built for their instructions, unroll by index, and speak of rows a to d"
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -55,7 +62,7 @@ pub enum Format {
     /// `d·(q − 8)`: an f16 `d`, then 32 nibbles; byte j holds values j (low) and
     /// j + 16 (high).
     Q4_0,
-    /// `d·q + m`: f16 `d` and `m`, then nibbles as in Q4_0.
+    /// `d·q + m`: f16 `d` and `m`, then nibbles as in `Q4_0`.
     Q4_1,
     /// `d·q`: an f16 `d`, then 32 signed bytes.
     Q8_0,
@@ -96,12 +103,9 @@ impl Format {
         columns / BLOCK * self.block_bytes()
     }
 
-    /// Widens whole blocks to f32.
+    /// Widens values to f32: whole blocks, or any number of floats.
     pub fn unpack(self, bytes: &[u8], out: &mut [f32]) {
-        for (block, out) in bytes
-            .chunks_exact(self.block_bytes())
-            .zip(out.chunks_exact_mut(BLOCK))
-        {
+        for (block, out) in bytes.chunks(self.block_bytes()).zip(out.chunks_mut(BLOCK)) {
             scalar::unpack_block(self, block, out);
         }
     }

@@ -376,10 +376,6 @@ unsafe fn widened<S: Simd, U: Unpack<S>>(
     panel: &mut [f32],
 ) -> Tile<f32> {
     if U::IS_F32 {
-        #[expect(
-            clippy::cast_ptr_alignment,
-            reason = "vectors are loaded without regard to alignment"
-        )]
         return Tile {
             first: tile.first.cast(),
             stride: tile.stride / size_of::<f32>(),

@@ -16,6 +16,11 @@ fn shifted(index: u32) -> char {
     char::from_u32(256 + index).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
+/// The characters of all bytes, in order.
+pub(crate) fn byte_characters() -> impl Iterator<Item = char> {
+    (0..=u8::MAX).map(char_of_byte)
+}
+
 /// The byte that `character` stands for, `None` outside the alphabet.
 pub(super) fn byte_of_char(character: char) -> Option<u8> {
     let code = u32::from(character);

@@ -6,6 +6,7 @@ mod detokenizer;
 mod template;
 mod tokenizer;
 
+pub(crate) use bytes::byte_characters;
 pub use detokenizer::Detokenizer;
 pub use template::{ChatMessage, ChatTemplate};
 pub use tokenizer::{Special, Tokenizer};

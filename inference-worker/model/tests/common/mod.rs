@@ -1,7 +1,12 @@
 //! What the tests of this crate share: a group of threads in place of a group of
 //! processes, and the real model's file.
 
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::expect_used,
+    reason = "each test file uses a part, and tests may fail"
+)]
 
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};

@@ -1,0 +1,616 @@
+//! Small random models: bad files, layouts, tensor parallel sizes, and the
+//! forward pass against a plain one.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "tests may fail")]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{max_difference, on_ranks, segment};
+use llama_model::fixture::{GgufWriter, TinyLlama};
+use llama_model::gguf::{GgmlType, Value};
+use llama_model::kernels::Format;
+use llama_model::text::{ChatMessage, ChatTemplate, Special, TextError, Tokenizer};
+use llama_model::{
+    Gguf, Llama, LlamaConfig, LoadOptions, MemoryPlan, MemoryRequest, ModelError,
+    ModelErrorCategory, StepError, StepModel,
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+fn write(folder: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("writes");
+    path
+}
+
+fn open(writer: &GgufWriter) -> Gguf {
+    let folder = TempDir::new().expect("a folder");
+    Gguf::open(&write(&folder, "tiny.gguf", &writer.to_bytes())).expect("opens")
+}
+
+fn load(gguf: &Gguf) -> Result<Llama, ModelError> {
+    let options = LoadOptions {
+        rank: 0,
+        world: 1,
+        threads: 1,
+        slots: 1,
+        max_tokens: 64,
+    };
+    Llama::load(gguf, &options, &|_, _| {})
+}
+
+/// The sentence and category that loading `writer` ends with.
+fn refusal(writer: &GgufWriter) -> (String, ModelErrorCategory) {
+    let error = load(&open(writer)).expect_err("is refused");
+    let text = error.to_string();
+    let (_, message) = text.split_once("tiny.gguf: ").expect("names the file");
+    (message.to_owned(), error.category())
+}
+
+#[test]
+fn files_that_are_not_there_are_named_with_what_is() {
+    let folder = TempDir::new().expect("a folder");
+    let at = folder.path();
+    let message = |path: PathBuf| {
+        let error = Gguf::open(&path).expect_err("is refused");
+        assert_eq!(error.category(), ModelErrorCategory::ModelNotFound);
+        error.to_string()
+    };
+    let shown = at.display();
+    assert_eq!(
+        message(at.join("x.gguf")),
+        format!("no file {shown}/x.gguf; the folder holds no .gguf file")
+    );
+    assert_eq!(
+        message(at.join("no/x.gguf")),
+        format!("no file {shown}/no/x.gguf; its folder does not exist either")
+    );
+    assert_eq!(
+        message(at.to_owned()),
+        format!("no .gguf file in the folder {shown}")
+    );
+    let bytes = TinyLlama::default().gguf().to_bytes();
+    let only = write(&folder, "b.gguf", &bytes);
+    assert_eq!(Gguf::open(at).expect("the only one").path(), only);
+    write(&folder, "a.gguf", &bytes);
+    assert_eq!(
+        message(at.join("x.gguf")),
+        format!("no file {shown}/x.gguf; the folder holds a.gguf, b.gguf")
+    );
+    assert_eq!(
+        message(at.to_owned()),
+        format!("the folder {shown} holds 2 .gguf files, name one of them: a.gguf, b.gguf")
+    );
+}
+
+#[test]
+fn cut_and_foreign_files_are_named() {
+    let folder = TempDir::new().expect("a folder");
+    let bytes = TinyLlama::default().gguf().to_bytes();
+    let refused = |bytes: &[u8]| {
+        let error = Gguf::open(&write(&folder, "x.gguf", bytes)).expect_err("is refused");
+        let text = error.to_string();
+        let name = text.find("x.gguf").expect("names the file");
+        (text[name..].to_owned(), error.category())
+    };
+    let cut = bytes.len() - 1;
+    assert_eq!(
+        refused(&bytes[..cut]),
+        (
+            format!(
+                "x.gguf is cut short: tensor output_norm.weight ends at byte {} but the file has {cut} bytes",
+                bytes.len()
+            ),
+            ModelErrorCategory::ModelTruncated
+        )
+    );
+    assert_eq!(refused(&bytes[..100]).1, ModelErrorCategory::ModelTruncated);
+    assert_eq!(refused(b"").1, ModelErrorCategory::ModelTruncated);
+    assert_eq!(
+        refused(b"<!doctype html>"),
+        (
+            "x.gguf is not a GGUF file: it starts with \"<!do\"".to_owned(),
+            ModelErrorCategory::ModelInvalid
+        )
+    );
+    let mut old = bytes;
+    old[4] = 1;
+    assert_eq!(
+        refused(&old),
+        (
+            "x.gguf is GGUF version 1; this worker reads versions 2 and 3, little-endian"
+                .to_owned(),
+            ModelErrorCategory::ModelUnsupported
+        )
+    );
+}
+
+#[test]
+fn models_that_this_crate_does_not_compute_are_refused_by_name() {
+    let with = |change: &dyn Fn(&mut GgufWriter)| {
+        let mut writer = TinyLlama::default().gguf();
+        change(&mut writer);
+        refusal(&writer)
+    };
+    let unsupported = ModelErrorCategory::ModelUnsupported;
+    let invalid = ModelErrorCategory::ModelInvalid;
+    assert_eq!(
+        with(&|w| w.set_text("general.architecture", "qwen2")),
+        (
+            "general.architecture is \"qwen2\"; this worker runs \"llama\"".to_owned(),
+            unsupported
+        )
+    );
+    assert_eq!(
+        with(&|w| w.set("llama.expert_count", Value::Unsigned(8))),
+        (
+            "llama.expert_count is 8, which this worker does not compute".to_owned(),
+            unsupported
+        )
+    );
+    assert_eq!(
+        with(&|w| w.set_text("llama.rope.scaling.type", "yarn")),
+        (
+            "llama.rope.scaling.type is \"yarn\"; \"none\", \"linear\" and Llama 3's rope_freqs.weight are built in"
+                .to_owned(),
+            unsupported
+        )
+    );
+    assert_eq!(
+        with(&|w| {
+            let (_, dims, ggml_type, bytes) = &mut w.tensors[2];
+            *ggml_type = GgmlType(6);
+            bytes.truncate(usize::try_from(dims[0] * dims[1] / 32 * 22).expect("small"));
+        }),
+        (
+            "tensor blk.0.attn_q.weight is stored as Q5_0; this worker computes with F32, F16, BF16, Q4_0, Q4_1, Q8_0"
+                .to_owned(),
+            unsupported
+        )
+    );
+    assert_eq!(
+        with(&|w| w.tensors.push((
+            "blk.0.attn_q.bias".to_owned(),
+            vec![1],
+            GgmlType::F32,
+            vec![0; 4]
+        ))),
+        (
+            "1 tensors are not part of a Llama model that this worker computes: blk.0.attn_q.bias"
+                .to_owned(),
+            unsupported
+        )
+    );
+    assert_eq!(
+        with(&|w| w.tensors.retain(|t| t.0 != "blk.1.ffn_up.weight")),
+        ("tensor blk.1.ffn_up.weight is missing".to_owned(), invalid)
+    );
+    assert_eq!(
+        with(&|w| w.set("llama.attention.head_count", Value::Unsigned(16))),
+        (
+            "tensor blk.0.attn_q.weight has the shape [128, 256], expected [128, 512]".to_owned(),
+            invalid
+        )
+    );
+    assert_eq!(
+        with(&|w| w.metadata.retain(|(key, _)| key != "llama.block_count")),
+        ("metadata llama.block_count is missing".to_owned(), invalid)
+    );
+}
+
+fn request(world: usize, max_tokens: usize) -> MemoryRequest {
+    MemoryRequest {
+        world,
+        ranks: 0..world,
+        threads: 1,
+        max_tokens,
+        step_tokens: 64,
+    }
+}
+
+#[test]
+fn layouts_that_do_not_divide_are_refused() {
+    let gguf = open(&TinyLlama::default().gguf());
+    let refused = |world: usize, max_tokens: usize| {
+        let error = MemoryPlan::new(&gguf, &request(world, max_tokens)).expect_err("is refused");
+        assert_eq!(error.category(), ModelErrorCategory::InvalidLayout);
+        error.to_string()
+    };
+    assert_eq!(
+        refused(3, 64),
+        "tensor parallel 3 does not divide 8 attention heads (4 KV heads); 1, 2 or 4 would"
+    );
+    assert_eq!(
+        refused(2, 513),
+        "sequences of 513 tokens: the model takes 1 to 512"
+    );
+}
+
+#[test]
+fn a_memory_plan_says_what_would_fit() {
+    let gguf = open(&TinyLlama::default().gguf());
+    let one = MemoryPlan::new(&gguf, &request(1, 512)).expect("plans");
+    let four = MemoryPlan::new(&gguf, &request(4, 512)).expect("plans");
+    // Keys and values of 2 layers, 4 heads of 32, in f16.
+    assert_eq!(one.kv_bytes_per_token, 2 * 2 * 4 * 32 * 2);
+    assert_eq!(four.kv_bytes_per_token, one.kv_bytes_per_token);
+    // Every rank has the norms: 5 vectors of 128 floats.
+    assert_eq!(four.weights, one.weights + 3 * 5 * 128 * 4);
+    let loaded = std::sync::atomic::AtomicU64::new(0);
+    let options = LoadOptions {
+        rank: 0,
+        world: 1,
+        threads: 1,
+        slots: 1,
+        max_tokens: 64,
+    };
+    Llama::load(&gguf, &options, &|done, total| {
+        assert!(done <= total);
+        loaded.store(done, std::sync::atomic::Ordering::Relaxed);
+    })
+    .expect("loads");
+    assert_eq!(loaded.into_inner(), one.weights);
+
+    assert_eq!(one.check(one.total(3)).expect("fits"), 3);
+    assert_eq!(one.check(one.total(1)).expect("fits"), 1);
+    let error = one.check(one.total(1) - 1).expect_err("is refused");
+    assert_eq!(error.category(), ModelErrorCategory::InsufficientMemory);
+    assert!(
+        error
+            .to_string()
+            .ends_with(" or lower spec.context.maxTokens to 448"),
+        "{error}"
+    );
+    let error = one.check(1 << 20).expect_err("is refused").to_string();
+    let needed = one.total(1).div_ceil(1 << 20);
+    assert!(
+        error.starts_with(&format!("needs {needed} MiB (1 rank: weights ")),
+        "{error}"
+    );
+    assert!(
+        error.ends_with(&format!(
+            "the limit is 1 MiB; raise spec.resources.memory to {needed}Mi"
+        )),
+        "{error}"
+    );
+}
+
+#[test]
+fn text_goes_through_the_file_s_own_tokenizer_and_template() {
+    let mut writer = TinyLlama::default().gguf();
+    let gguf = open(&writer);
+    let tokenizer = Tokenizer::from_gguf(&gguf).expect("builds");
+    let plain = tokenizer
+        .encode("in the <|im_end|>", Special::Plain)
+        .expect("encodes");
+    let parsed = tokenizer
+        .encode("in the <|im_end|>", Special::Parse)
+        .expect("encodes");
+    assert_eq!(parsed.last(), tokenizer.eos_ids().last());
+    assert!(plain.len() > parsed.len());
+    let bytes = |ids: &[u32]| -> Vec<u8> {
+        ids.iter()
+            .flat_map(|id| tokenizer.token_bytes(*id).to_vec())
+            .collect()
+    };
+    assert_eq!(bytes(&plain), b"in the <|im_end|>");
+    assert_eq!(bytes(&plain), bytes(&parsed));
+    let messages = [ChatMessage {
+        role: "user".to_owned(),
+        content: "the".to_owned(),
+    }];
+    let chat = ChatTemplate::from_gguf(&gguf, &tokenizer).expect("parses");
+    assert_eq!(
+        chat.render(&messages, true).expect("renders"),
+        "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
+    );
+
+    writer
+        .metadata
+        .retain(|(key, _)| key != "tokenizer.chat_template");
+    let none = ChatTemplate::from_gguf(&open(&writer), &tokenizer).expect("builds");
+    let error = none.render(&messages, true).expect_err("has no template");
+    assert!(matches!(error, TextError::NoChatTemplate));
+
+    writer.set_text("tokenizer.ggml.pre", "deepseek-llm");
+    let error = Tokenizer::from_gguf(&open(&writer)).expect_err("is refused");
+    assert_eq!(error.category(), ModelErrorCategory::ModelUnsupported);
+    assert!(error.to_string().contains("\"deepseek-llm\""), "{error}");
+}
+
+#[test]
+fn steps_out_of_range_are_refused_before_they_begin() {
+    let mut model = load(&open(&TinyLlama::default().gguf())).expect("loads");
+    let collective = &mut llama_model::LocalCollective;
+    let mut refused = |segments: &[llama_model::Segment]| match model
+        .step(segments, collective)
+        .expect_err("is refused")
+    {
+        StepError::Invalid(text) => text,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&[segment(1, 0, &[1])]), "slot 1 of 1");
+    assert_eq!(refused(&[segment(0, 0, &[])]), "no tokens for slot 0");
+    assert_eq!(
+        refused(&[segment(0, 3, &[1])]),
+        "slot 0 goes on at position 3 but has 0 tokens"
+    );
+    assert_eq!(
+        refused(&[segment(0, 0, &[1; 65])]),
+        "slot 0 would have 65 tokens, the limit is 64"
+    );
+    assert_eq!(
+        refused(&[segment(0, 0, &[999])]),
+        "token 999 is not in the vocabulary of 264"
+    );
+    assert_eq!(
+        refused(&[segment(0, 0, &[1]), segment(0, 0, &[1])]),
+        "slot 0 occurs twice"
+    );
+    assert!(model.step(&[], collective).expect("nothing").is_empty());
+}
+
+#[test]
+fn tensor_parallel_sizes_agree_in_every_format() {
+    let prompt: Vec<u32> = (0..70).map(|i| i * 37 % 264).collect();
+    for (format, _) in Format::ALL {
+        let tiny = TinyLlama {
+            format,
+            own_output: format != Format::Q8_0,
+            rope_factors: format == Format::F16,
+            ..TinyLlama::default()
+        };
+        let gguf = open(&tiny.gguf());
+        let of_world = |world| {
+            let mut ranks = on_ranks(&gguf, world, (1, 128), |model, collective| {
+                common::teacher_forced(model, collective, &prompt, &[5, 6, 7])
+            });
+            for other in &ranks[1..] {
+                assert_eq!(&ranks[0], other, "{format:?}: ranks of {world} differ");
+            }
+            ranks.swap_remove(0)
+        };
+        let one = of_world(1);
+        // As many ranks as KV heads sum in the same order as one rank does.
+        assert_eq!(one, of_world(4), "{format:?}");
+        let difference = max_difference(&one, &of_world(2));
+        // A sum in another order can turn an int8 rounding.
+        let is_float = matches!(format, Format::F32 | Format::F16 | Format::Bf16);
+        let bound = if is_float { 1e-4 } else { 0.05 };
+        assert!(difference <= bound, "{format:?}: {difference}");
+    }
+}
+
+#[test]
+fn threads_do_not_change_the_bits() {
+    let tiny = TinyLlama {
+        hidden: 512,
+        ffn: 1536,
+        format: Format::Q4_1,
+        ..TinyLlama::default()
+    };
+    let gguf = open(&tiny.gguf());
+    let prompt: Vec<u32> = (0..90).map(|i| i * 31 % 264).collect();
+    let of_threads = |threads| {
+        let options = LoadOptions {
+            rank: 0,
+            world: 1,
+            threads,
+            slots: 1,
+            max_tokens: 128,
+        };
+        let mut model = Llama::load(&gguf, &options, &|_, _| {}).expect("loads");
+        common::teacher_forced(&mut model, &mut llama_model::LocalCollective, &prompt, &[1])
+    };
+    assert_eq!(of_threads(1), of_threads(3));
+}
+
+/// The forward pass written down once more, in f64 and without any cleverness.
+mod plain {
+    use super::*;
+
+    struct Weights<'a>(&'a GgufWriter);
+
+    impl Weights<'_> {
+        fn get(&self, name: &str) -> Vec<f64> {
+            let found = self.0.tensors.iter().find(|tensor| tensor.0 == name);
+            let (.., bytes) = found.unwrap_or_else(|| panic!("no {name}"));
+            bytes
+                .chunks_exact(4)
+                .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect()
+        }
+
+        fn multiply(&self, name: &str, x: &[f64]) -> Vec<f64> {
+            let weight = self.get(name);
+            let rows = weight.chunks_exact(x.len());
+            rows.map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum())
+                .collect()
+        }
+
+        fn normalize(&self, name: &str, x: &[f64]) -> Vec<f64> {
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+            let scale = 1.0 / (mean + f64::from(1e-5_f32)).sqrt();
+            let weight = self.get(name);
+            x.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
+        }
+    }
+
+    fn rotate(config: &LlamaConfig, factors: Option<&[f64]>, heads: &mut [f64], position: usize) {
+        for head in heads.chunks_exact_mut(config.head_dim) {
+            for pair in 0..config.rope_dim / 2 {
+                let exponent = -2.0 * pair as f64 / config.rope_dim as f64;
+                let factor = factors.map_or(1.0, |factors| factors[pair]);
+                let angle =
+                    position as f64 / config.rope_scale * config.rope_base.powf(exponent) / factor;
+                let (x, y) = (head[2 * pair], head[2 * pair + 1]);
+                head[2 * pair] = x * angle.cos() - y * angle.sin();
+                head[2 * pair + 1] = x * angle.sin() + y * angle.cos();
+            }
+        }
+    }
+
+    pub(super) fn logits(writer: &GgufWriter, config: &LlamaConfig, tokens: &[u32]) -> Vec<f64> {
+        let weights = Weights(writer);
+        let has = |name: &str| writer.tensors.iter().any(|tensor| tensor.0 == name);
+        let factors = has("rope_freqs.weight").then(|| weights.get("rope_freqs.weight"));
+        let embedding = weights.get("token_embd.weight");
+        let mut stream: Vec<Vec<f64>> = tokens
+            .iter()
+            .map(|token| embedding[*token as usize * config.hidden..][..config.hidden].to_vec())
+            .collect();
+        let group = config.heads / config.kv_heads;
+        for layer in 0..config.layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            for (position, x) in stream.iter_mut().enumerate() {
+                let n = weights.normalize(&name("attn_norm"), x);
+                let mut q = weights.multiply(&name("attn_q"), &n);
+                let mut k = weights.multiply(&name("attn_k"), &n);
+                rotate(config, factors.as_deref(), &mut q, position);
+                rotate(config, factors.as_deref(), &mut k, position);
+                keys.push(k);
+                values.push(weights.multiply(&name("attn_v"), &n));
+                let mut attended = vec![0.0; config.query_width()];
+                for head in 0..config.heads {
+                    let of_kv = |x: &[f64]| -> Vec<f64> {
+                        x[head / group * config.head_dim..][..config.head_dim].to_vec()
+                    };
+                    let q = &q[head * config.head_dim..][..config.head_dim];
+                    let scores: Vec<f64> = keys
+                        .iter()
+                        .map(|k| q.iter().zip(of_kv(k)).map(|(q, k)| q * k).sum::<f64>())
+                        .map(|score| (score / (config.head_dim as f64).sqrt()).exp())
+                        .collect();
+                    let total: f64 = scores.iter().sum();
+                    for (score, v) in scores.iter().zip(&values) {
+                        for (i, v) in of_kv(v).into_iter().enumerate() {
+                            attended[head * config.head_dim + i] += score / total * v;
+                        }
+                    }
+                }
+                for (x, o) in x
+                    .iter_mut()
+                    .zip(weights.multiply(&name("attn_output"), &attended))
+                {
+                    *x += o;
+                }
+            }
+            for x in &mut stream {
+                let n = weights.normalize(&name("ffn_norm"), x);
+                let gate = weights.multiply(&name("ffn_gate"), &n);
+                let up = weights.multiply(&name("ffn_up"), &n);
+                let inner: Vec<f64> = gate
+                    .iter()
+                    .zip(up)
+                    .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+                    .collect();
+                for (x, d) in x
+                    .iter_mut()
+                    .zip(weights.multiply(&name("ffn_down"), &inner))
+                {
+                    *x += d;
+                }
+            }
+        }
+        let last = weights.normalize("output_norm.weight", stream.last().expect("tokens"));
+        let output = if has("output.weight") {
+            "output.weight"
+        } else {
+            "token_embd.weight"
+        };
+        weights.multiply(output, &last)
+    }
+}
+
+#[test]
+fn the_forward_pass_is_that_of_a_plain_one() {
+    let plain = TinyLlama::default();
+    let shapes = [
+        (plain.clone(), None),
+        (
+            TinyLlama {
+                heads: 3,
+                kv_heads: 1,
+                head_dim: 64,
+                hidden: 96,
+                own_output: false,
+                rope_factors: true,
+                seed: 2,
+                ..plain.clone()
+            },
+            None,
+        ),
+        (
+            TinyLlama {
+                heads: 10,
+                kv_heads: 2,
+                seed: 3,
+                ..plain
+            },
+            Some(("llama.rope.dimension_count", Value::Unsigned(16))),
+        ),
+    ];
+    for (tiny, change) in shapes {
+        let mut writer = tiny.gguf();
+        if let Some((key, value)) = change {
+            writer.set(key, value);
+            writer.set_text("llama.rope.scaling.type", "linear");
+            writer.set("llama.rope.scaling.factor", Value::Float(4.0));
+        }
+        let gguf = open(&writer);
+        let config = LlamaConfig::from_gguf(&gguf).expect("reads");
+        let tokens: Vec<u32> = (0..40).map(|i| i * 101 % 264).collect();
+        let expected = plain::logits(&writer, &config, &tokens);
+        let mut model = load(&gguf).expect("loads");
+        let rows = model
+            .step(&[segment(0, 0, &tokens)], &mut llama_model::LocalCollective)
+            .expect("steps");
+        // Keys, values and queries have the eleven bits of f16.
+        for (found, expected) in rows[0].iter().zip(&expected) {
+            assert!(
+                (f64::from(*found) - expected).abs() < 5e-3,
+                "{found} for {expected}"
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn damaged_files_are_refused_or_read_but_never_end_the_process(
+        cut in 0.0_f64..1.0,
+        flips in proptest::collection::vec((0.0_f64..1.0, 1_u8..), 0..6),
+        header_only in any::<bool>(),
+    ) {
+        let tiny = TinyLlama { layers: 1, hidden: 32, ffn: 32, heads: 1, kv_heads: 1, ..TinyLlama::default() };
+        let mut bytes = tiny.gguf().to_bytes();
+        let len = bytes.len() as f64;
+        // Most of what can go wrong is in the first eight thousandths of a file.
+        let range = if header_only { 12_000.0_f64.min(len) } else { len };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in the file")]
+        let at = |share: f64| (share * range) as usize;
+        for (share, flip) in flips {
+            bytes[at(share)] ^= flip;
+        }
+        if cut > 0.5 {
+            bytes.truncate(at(2.0 * cut - 1.0));
+        }
+        let folder = TempDir::new().expect("a folder");
+        let path = write(&folder, "x.gguf", &bytes);
+        if let Ok(gguf) = Gguf::open(&path) {
+            if let Ok(tokenizer) = Tokenizer::from_gguf(&gguf) {
+                let _ = tokenizer.encode("in the <|im_end|>", Special::Parse);
+                let _ = ChatTemplate::from_gguf(&gguf, &tokenizer);
+            }
+            let _ = MemoryPlan::new(&gguf, &request(1, 64));
+            if let Ok(mut model) = load(&gguf) {
+                let _ = model.step(&[segment(0, 0, &[1, 2])], &mut llama_model::LocalCollective);
+            }
+        }
+    }
+}
