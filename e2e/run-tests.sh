@@ -62,7 +62,7 @@ end_to_end() {
         "$CACHE/openai/bin/pip" install -q openai==3.54.0
     }
     LLAMA_E2E_CLUSTER=$NAME LLAMA_E2E_OPENAI_PYTHON=$CACHE/openai/bin/python \
-        cargo nextest run --locked -p llama-e2e -E "$END_TO_END"
+        cargo nextest run --locked --workspace -E "$END_TO_END"
     note "ran      end-to-end tests on a cluster of their own"
 }
 
