@@ -1,4 +1,10 @@
 //! A group of three pods with one rank each, over TCP on loopback.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test may end on what it did not expect"
+)]
 
 mod harness;
 

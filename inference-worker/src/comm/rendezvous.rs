@@ -17,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 /// How long ranks wait for each other.
 pub const RENDEZVOUS_DEADLINE: Duration = Duration::from_mins(2);
-/// How long a caller gets to say who it is.
-const HELLO_LIMIT: Duration = Duration::from_secs(2);
+/// How long a caller gets to say who it is. Shorter than the silence limit: a
+/// stranger that says nothing must not make its host seem silent.
+const HELLO_LIMIT: Duration = Duration::from_secs(1);
 /// Pause between tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How long one attempt to connect may take.

@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,6 +88,12 @@ impl Frame {
         header[4..8].copy_from_slice(&len.to_le_bytes());
         header[8..].copy_from_slice(&self.sequence.to_le_bytes());
         header
+    }
+
+    fn write(&self, to: &mut impl Write) -> std::io::Result<()> {
+        to.write_all(&self.header())?;
+        to.write_all(&self.payload)?;
+        to.flush()
     }
 }
 
@@ -302,12 +308,8 @@ impl Drop for TcpLink {
 
 /// Writes frames, and beats in between, until the link is dropped or broken or
 /// the group is over.
-fn write_frames(
-    rank: usize,
-    mut stream: TcpStream,
-    frames: &Receiver<Arc<Frame>>,
-    shared: &Shared,
-) {
+fn write_frames(rank: usize, stream: TcpStream, frames: &Receiver<Arc<Frame>>, shared: &Shared) {
+    let mut stream = BufWriter::new(stream);
     loop {
         let frame = match frames.recv_timeout(HEARTBEAT_PERIOD) {
             Ok(frame) => frame,
@@ -317,10 +319,7 @@ fn write_frames(
         if shared.board.is_over() {
             break;
         }
-        let written = stream
-            .write_all(&frame.header())
-            .and_then(|()| stream.write_all(&frame.payload));
-        if let Err(error) = written {
+        if let Err(error) = frame.write(&mut stream) {
             if !shared.closing.load(Ordering::Acquire) {
                 shared.board.fail(&connection_failure(rank, &error));
             }
@@ -334,14 +333,11 @@ fn write_frames(
             sequence: 0,
             payload: report.to_termination_message().into_bytes(),
         };
-        let told = stream
-            .write_all(&frame.header())
-            .and_then(|()| stream.write_all(&frame.payload));
-        if let Err(error) = told {
+        if let Err(error) = frame.write(&mut stream) {
             tracing::debug!(rank, %error, "tell a peer why the group is over");
         }
     }
-    if let Err(error) = stream.shutdown(Shutdown::Write) {
+    if let Err(error) = stream.get_ref().shutdown(Shutdown::Write) {
         tracing::debug!(rank, %error, "close a connection");
     }
 }

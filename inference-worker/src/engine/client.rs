@@ -147,8 +147,11 @@ impl EngineClient {
     /// Ends every open sequence without an answer, and refuses all that come later.
     pub fn close(&self) {
         let mut shared = lock(&self.shared);
-        shared.open.clear();
         shared.closed = true;
+        for (id, _) in shared.open.drain() {
+            // A full outbox means that rank 0 is stuck; then it will be killed.
+            let _ = self.outbox.try_send(ToEngine::Cancel { id });
+        }
     }
 
     /// Asks the ranks to end once no sequence is left.
@@ -316,12 +319,14 @@ mod tests {
 
     #[tokio::test]
     async fn closing_ends_open_and_later_sequences() {
-        let (front, _rank) = UnixStream::pair().expect("pair");
+        let (front, mut rank) = UnixStream::pair().expect("pair");
         let (client, carry) = EngineClient::start(front);
         tokio::spawn(carry);
         let submit = || client.submit(vec![1], SamplingParams::GREEDY, 4, vec![]);
         let mut open = submit().expect("submits");
+        expect(&mut rank).await;
         client.close();
+        assert!(matches!(expect(&mut rank).await, ToEngine::Cancel { .. }));
         assert_eq!(open.next().await, None);
         assert_eq!(submit().err(), Some(SubmitError::Closed));
         assert_eq!(client.open(), 0);

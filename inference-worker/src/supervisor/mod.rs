@@ -290,6 +290,9 @@ impl<'a> Pod<'a> {
                 self.stop(state);
             }
             if let Some(failure) = self.look(state) {
+                if self.is_farewell(&failure) {
+                    return None;
+                }
                 return Some(self.settle(failure, state).await);
             }
             if self.has_ended(state) {
@@ -348,6 +351,14 @@ impl<'a> Pod<'a> {
             self.args.launch.node_index > 0 || matches!(self.stopping, Stopping::Ending(_));
         let memory_kills = self.cgroup.out_of_memory_kills() - self.kills_before;
         first_cause(self.board.cause().as_ref(), &sights, may_end, memory_kills)
+    }
+
+    /// Whether a failure is only the first pod's end as another pod sees it,
+    /// while all of them are being ended.
+    fn is_farewell(&self, failure: &Failure) -> bool {
+        self.args.launch.node_index > 0
+            && !matches!(self.stopping, Stopping::No)
+            && failure.category == FailureCategory::PeerLost
     }
 
     /// Looks again where only a peer has told of a failure here.

@@ -13,9 +13,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// Environment variable with the model that these tests run.
-pub const MODEL_ENV: &str = "LLAMA_TEST_MODEL";
+pub(crate) const MODEL_ENV: &str = "LLAMA_TEST_MODEL";
 /// Name under which the tests serve it.
-pub const MODEL: &str = "smollm2";
+pub(crate) const MODEL: &str = "smollm2";
 /// A hung worker fails its test after this; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -23,7 +23,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The model file, and the right to start workers; `None` (with a note) where
 /// there is no model.
-pub fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
+pub(crate) fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let model = std::env::var_os(MODEL_ENV).map(PathBuf::from);
     if model.is_none() {
@@ -33,7 +33,7 @@ pub fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
 }
 
 /// A worker pod on loopback.
-pub struct Worker {
+pub(crate) struct Worker {
     child: Child,
     api: SocketAddr,
     internal: SocketAddr,
@@ -47,11 +47,11 @@ fn free_address(ip: [u8; 4]) -> SocketAddr {
 
 impl Worker {
     /// Starts a pod of `model` with further `flags`.
-    pub fn start(model: &Path, flags: &[&str]) -> Self {
+    pub(crate) fn start(model: &Path, flags: &[&str]) -> Self {
         Self::start_at([127, 0, 0, 1], model, flags, &[])
     }
 
-    pub fn start_at(
+    pub(crate) fn start_at(
         ip: [u8; 4],
         model: &Path,
         flags: &[&str],
@@ -88,13 +88,13 @@ impl Worker {
     }
 
     /// Starts a pod and waits until it serves.
-    pub fn serving(model: &Path, flags: &[&str]) -> Self {
+    pub(crate) fn serving(model: &Path, flags: &[&str]) -> Self {
         let mut worker = Self::start(model, flags);
         worker.wait_until_ready();
         worker
     }
 
-    pub fn wait_until_ready(&mut self) {
+    pub(crate) fn wait_until_ready(&mut self) {
         let internal = self.internal;
         self.wait_for("readiness", || {
             get(internal, "/health").is_some_and(|(status, _)| status == 200)
@@ -102,7 +102,7 @@ impl Worker {
     }
 
     /// Waits until `reached`, or fails with the worker's log.
-    pub fn wait_for(&mut self, what: &str, mut reached: impl FnMut() -> bool) {
+    pub(crate) fn wait_for(&mut self, what: &str, mut reached: impl FnMut() -> bool) {
         let started = Instant::now();
         while !reached() {
             let exit = self.child.try_wait().unwrap();
@@ -116,33 +116,33 @@ impl Worker {
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
-    pub fn state(&self) -> StateReport {
+    pub(crate) fn state(&self) -> StateReport {
         let (status, body) = get(self.internal, "/state").expect("state");
         assert_eq!(status, 200);
         serde_json::from_str(&body).unwrap()
     }
 
-    pub fn metric(&self, line_start: &str) -> f64 {
+    pub(crate) fn metric(&self, line_start: &str) -> f64 {
         let (_, text) = get(self.internal, "/metrics").expect("metrics");
         let line = text.lines().find(|line| line.starts_with(line_start));
         let line = line.unwrap_or_else(|| panic!("no {line_start} in\n{text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
-    pub fn internal(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn internal(&self, path: &str) -> Option<(u16, String)> {
         get(self.internal, path)
     }
 
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         get(self.api, path)
     }
 
     /// Sends `body` and reads the whole answer.
-    pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let mut answer = self.open(path, body.to_string().as_bytes());
         let mut text = String::new();
         answer.body.read_to_string(&mut text).unwrap();
@@ -151,12 +151,19 @@ impl Worker {
     }
 
     /// Sends `body` and reads as far as the headers.
-    pub fn open(&self, path: &str, body: &[u8]) -> Answer {
+    pub(crate) fn open(&self, path: &str, body: &[u8]) -> Answer {
         request(self.api, "POST", path, body).expect("the API answers")
     }
 
+    /// Sends `body` on a connection that the caller may drop.
+    pub(crate) fn send(&self, path: &str, body: &Value) -> TcpStream {
+        let mut stream = TcpStream::connect(self.api).unwrap();
+        send(&mut stream, "POST", path, body.to_string().as_bytes()).unwrap();
+        stream
+    }
+
     /// The whole answer to a chat message, greedy.
-    pub fn chat(&self, message: &str, max_tokens: u32) -> String {
+    pub(crate) fn chat(&self, message: &str, max_tokens: u32) -> String {
         let (status, body) = self.post("/v1/chat/completions", &chat(message, max_tokens));
         assert_eq!(status, 200, "{body}");
         body["choices"][0]["message"]["content"]
@@ -166,7 +173,7 @@ impl Worker {
     }
 
     /// Opens a streamed answer that takes long and reads its first pieces.
-    pub fn long_stream(&self) -> Stream {
+    pub(crate) fn long_stream(&self) -> Stream {
         let mut body = chat("Tell me everything you know about trees.", 2000);
         body["stream"] = json!(true);
         // Past the natural end of any answer.
@@ -179,24 +186,24 @@ impl Worker {
         stream
     }
 
-    pub fn stream(&self, path: &str, body: &Value) -> Stream {
+    pub(crate) fn stream(&self, path: &str, body: &Value) -> Stream {
         let answer = self.open(path, body.to_string().as_bytes());
         assert_eq!(answer.status, 200);
         Stream(answer.body)
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill(self.child.id(), signal);
     }
 
-    pub fn signal_rank(&self, local: usize, signal: Signal) {
+    pub(crate) fn signal_rank(&self, local: usize, signal: Signal) {
         let state = self.state();
         assert_eq!(state.ranks[local].phase, RankPhase::Ready);
         kill(state.ranks[local].pid, signal);
     }
 
     /// Waits for the pod's end.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let started = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -208,7 +215,7 @@ impl Worker {
     }
 
     /// Waits for the pod's end; its exit code and termination message.
-    pub fn failure(&mut self) -> (i32, FailureReport) {
+    pub(crate) fn failure(&mut self) -> (i32, FailureReport) {
         let code = self.wait().code().expect("an exit code");
         let text = std::fs::read_to_string(self.folder.path().join("termination")).unwrap();
         let report = FailureReport::from_termination_message(&text);
@@ -232,7 +239,7 @@ fn kill(pid: u32, signal: Signal) {
 }
 
 /// A greedy chat request.
-pub fn chat(message: &str, max_tokens: u32) -> Value {
+pub(crate) fn chat(message: &str, max_tokens: u32) -> Value {
     json!({
         "model": MODEL,
         "messages": [{"role": "user", "content": message}],
@@ -241,20 +248,20 @@ pub fn chat(message: &str, max_tokens: u32) -> Value {
     })
 }
 
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<String>,
-    pub body: Box<dyn BufRead>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<String>,
+    pub(crate) body: Box<dyn BufRead>,
 }
 
 impl Answer {
-    pub fn json(mut self) -> Value {
+    pub(crate) fn json(mut self) -> Value {
         let mut text = String::new();
         self.body.read_to_string(&mut text).unwrap();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim())
@@ -263,11 +270,11 @@ impl Answer {
 }
 
 /// Server-sent events. `next` gives each event's data.
-pub struct Stream(Box<dyn BufRead>);
+pub(crate) struct Stream(Box<dyn BufRead>);
 
 impl Stream {
     /// Text of the pieces up to the end, and the last JSON event.
-    pub fn text(self) -> (String, Value) {
+    pub(crate) fn text(self) -> (String, Value) {
         let (mut text, mut last, mut done) = (String::new(), Value::Null, false);
         for data in self {
             if data == "[DONE]" {
@@ -278,7 +285,7 @@ impl Stream {
             let choice = &last["choices"][0];
             let piece = choice["delta"]["content"]
                 .as_str()
-                .or(choice["text"].as_str());
+                .or_else(|| choice["text"].as_str());
             text.push_str(piece.unwrap_or_default());
         }
         assert!(done, "the stream ended without [DONE]: {last}");
@@ -286,7 +293,7 @@ impl Stream {
     }
 
     /// The error that ends a failed stream.
-    pub fn error(self) -> Value {
+    pub(crate) fn error(self) -> Value {
         let last = self.last().expect("an event");
         let event: Value =
             serde_json::from_str(&last).unwrap_or_else(|_| panic!("ended with {last}"));
@@ -319,16 +326,15 @@ fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
 }
 
 /// One HTTP request on its own connection; `None` when nobody listens.
-pub fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Option<Answer> {
+pub(crate) fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> Option<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).ok()?;
-    stream.write_all(body).ok()?;
+    send(&mut stream, method, path, body).ok()?;
     let mut reader = BufReader::new(stream);
     let mut lines = Vec::new();
     loop {
@@ -356,6 +362,16 @@ pub fn request(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Op
     })
 }
 
+fn send(stream: &mut TcpStream, method: &str, path: &str, body: &[u8]) -> std::io::Result<()> {
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body)
+}
+
 /// Takes the chunk sizes out of a chunked body.
 struct Chunked {
     reader: BufReader<TcpStream>,
@@ -372,7 +388,7 @@ impl Read for Chunked {
                     return Err(std::io::ErrorKind::UnexpectedEof.into());
                 }
             }
-            self.left = usize::from_str_radix(line.trim(), 16).expect("a chunk size");
+            self.left = usize::from_str_radix(line.trim(), 16).map_err(std::io::Error::other)?;
             if self.left == 0 {
                 return Ok(0);
             }
