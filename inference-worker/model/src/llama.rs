@@ -14,7 +14,7 @@ use crate::error::ModelError;
 use crate::gguf::Gguf;
 use crate::kernels::{BLOCK, Isa};
 use crate::kv::KvCache;
-use crate::ops::{QuantLinear, Reduce, RmsNorm, SiluMul};
+use crate::ops::{AddTo, QuantLinear, Reduce, RmsNorm, SiluMul};
 use crate::shard::Shard;
 use crate::step::{Segment, StepError, StepModel};
 use crate::threads::Threads;
@@ -210,7 +210,7 @@ impl Llama {
         segments: &[Segment],
         reduce: &Reduce<'_>,
     ) -> Result<Vec<Vec<f32>>, StepError> {
-        let mut x = self.embed(segments).map_err(StepError::Compute)?;
+        let x = self.embed(segments).map_err(StepError::Compute)?;
         let sequences = segments.iter().map(|segment| {
             let (slot, start) = (segment.slot as usize, segment.start as usize);
             (slot, start, segment.tokens.len())
@@ -230,12 +230,12 @@ impl Llama {
             };
             let part = layer.attention(&x, &attend).map_err(StepError::Compute)?;
             reduce.sum(&part)?;
-            x = (x + part).map_err(StepError::Compute)?;
+            x.inplace_op2(&part, &AddTo).map_err(StepError::Compute)?;
             let part = layer
                 .feed_forward(&x, self.isa)
                 .map_err(StepError::Compute)?;
             reduce.sum(&part)?;
-            x = (x + part).map_err(StepError::Compute)?;
+            x.inplace_op2(&part, &AddTo).map_err(StepError::Compute)?;
         }
         let wanted = wanted_rows(segments);
         if wanted.is_empty() {

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage,
+    Tensor,
 };
 
 use crate::collective::{Collective, CollectiveError};
@@ -30,6 +31,14 @@ pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
         candle_core::bail!("a tensor of {:?} is not contiguous", layout.shape());
     };
     Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Likewise, to be written.
+fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+        candle_core::bail!("a tensor of {:?} is not contiguous f32", layout.shape());
+    };
+    Ok(&mut data[start..end])
 }
 
 /// A matrix in the storage type of the file, which multiplies f32 activations:
@@ -209,6 +218,31 @@ impl CustomOp2 for SiluMul {
     }
 }
 
+/// Adds a tensor to another of the same shape, in place. candle's own addition
+/// would start a pool of spinning threads.
+#[derive(Debug)]
+pub(crate) struct AddTo;
+
+impl InplaceOp2 for AddTo {
+    fn name(&self) -> &'static str {
+        "add-to"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        sum_layout: &Layout,
+        part: &CpuStorage,
+        part_layout: &Layout,
+    ) -> Result<()> {
+        let part = values(part, part_layout)?;
+        for (sum, part) in values_mut(sum, sum_layout)?.iter_mut().zip(part) {
+            *sum += part;
+        }
+        Ok(())
+    }
+}
+
 /// The group's collectives during one step, as operations on tensors.
 pub(crate) struct Reduce<'a> {
     collective: RefCell<&'a mut dyn Collective>,
@@ -271,14 +305,10 @@ impl InplaceOp1 for Reduce<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets())
-        else {
-            candle_core::bail!("partial sums are not contiguous f32");
-        };
         let sum = self
             .collective
             .borrow_mut()
-            .all_reduce_sum(&mut data[start..end]);
+            .all_reduce_sum(values_mut(storage, layout)?);
         sum.map_err(|failure| {
             let error = candle_core::Error::msg(failure.clone());
             self.failure.replace(Some(failure));

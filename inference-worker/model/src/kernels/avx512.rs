@@ -242,7 +242,7 @@ trait Blocks {
 
 impl<T: Blocks> Dot<Avx512> for T {
     const BLOCK_BYTES: usize = T::BYTES;
-    const TILE_BATCH: usize = 3;
+    const TILE_BATCH: usize = 4;
     type Weights = Pair;
     type Values = PairValues;
 

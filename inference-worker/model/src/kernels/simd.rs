@@ -265,12 +265,12 @@ pub(super) unsafe fn matmul_int8<S: Simd, D: Dot<S>>(
         // SAFETY: each row of the tile and of `x` has `len` columns from `start`
         // on, and a tile takes no more activation rows than are left.
         unsafe {
-            while D::TILE_BATCH >= 3 && range.end - m >= 3 {
-                let sums = int8_tile::<S, D, 3>(&stretch, x, m);
-                for j in 0..3 {
+            while D::TILE_BATCH >= 4 && range.end - m >= 4 {
+                let sums = int8_tile::<S, D, 4>(&stretch, x, m);
+                for j in 0..4 {
                     place.put(&stretch, m + j - range.start, sums[j]);
                 }
-                m += 3;
+                m += 4;
             }
             while m < range.end {
                 let sums = int8_tile::<S, D, 1>(&stretch, x, m);

@@ -3,8 +3,11 @@
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
+use serde_json::Serializer;
+use serde_json::ser::PrettyFormatter;
 
 use super::{TextError, Tokenizer};
 use crate::error::ModelError;
@@ -104,25 +107,48 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         },
     );
+    environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", to_json);
     environment.add_template_owned(TEMPLATE_NAME, source.to_owned())?;
     Ok(environment)
 }
 
+/// The date and time in UTC, for templates that tell the model what day it is.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "functions take their arguments by value"
+)]
+fn strftime_now(format: String) -> Result<String, Error> {
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
+    jiff::fmt::strtime::format(&format, &now).map_err(|error| {
+        let what = format!("write the time as \"{format}\"");
+        Error::new(ErrorKind::BadSerialization, what).with_source(error)
+    })
+}
+
 /// `tojson` as Python's `json.dumps` writes it; the built-in one escapes HTML.
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "filters take their input by value"
+    reason = "filters take their arguments by value"
 )]
-fn to_json(value: Value) -> Result<String, Error> {
+fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
     let mut out = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut out, PythonJson);
-    value.serialize(&mut serializer).map_err(|error| {
-        Error::new(ErrorKind::BadSerialization, "write a value as JSON").with_source(error)
-    })?;
-    String::from_utf8(out).map_err(|error| {
-        Error::new(ErrorKind::BadSerialization, "write a value as JSON").with_source(error)
-    })
+    let written = match indent {
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, PythonJson)),
+        Some(width) => {
+            let spaces = " ".repeat(width);
+            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut Serializer::with_formatter(&mut out, formatter))
+        }
+    };
+    written.map_err(unwritten)?;
+    String::from_utf8(out).map_err(unwritten)
+}
+
+fn unwritten(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::BadSerialization, "write a value as JSON").with_source(error)
 }
 
 /// Puts a space behind every comma and colon.
@@ -200,6 +226,24 @@ mod tests {
         assert_eq!(
             chat.render(&[user("<a> & 'b'")], true).expect("renders"),
             r#"[{"role": "user", "content": "<a> & 'b'"}]"#
+        );
+        let chat = template("{{ messages | tojson(indent=2) }}");
+        assert_eq!(
+            chat.render(&[user("<")], true).expect("renders"),
+            "[\n  {\n    \"role\": \"user\",\n    \"content\": \"<\"\n  }\n]"
+        );
+    }
+
+    #[test]
+    fn templates_can_tell_the_day() {
+        let chat =
+            template("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}");
+        let day = chat.render(&[], true).expect("renders");
+        let parts: Vec<&str> = day.split(' ').collect();
+        assert_eq!(
+            parts.iter().map(|part| part.len()).collect::<Vec<_>>(),
+            [2, 3, 4],
+            "{day}"
         );
     }
 

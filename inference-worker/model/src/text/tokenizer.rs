@@ -112,7 +112,8 @@ impl Tokenizer {
         Ok(Self {
             eos: end_ids(gguf, &special, &control, tokens.len())?,
             bos: token_id(gguf, BOS_KEY, tokens.len())?,
-            add_bos: gguf.bool(ADD_BOS_KEY)?.unwrap_or(false),
+            // Llama 3's prompts begin with it whether or not the file says so.
+            add_bos: gguf.bool(ADD_BOS_KEY)?.unwrap_or(ignore_merges),
             bpe,
             bytes,
             special: matcher,
