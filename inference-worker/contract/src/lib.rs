@@ -46,6 +46,9 @@ pub const POD_IP_ENV: &str = "LLAMA_POD_IP";
 
 /// Folder of a worker pod in which the model is mounted, read-only.
 pub const MODEL_MOUNT: &str = "/model";
+/// Where the model's volume is mounted while it is filled from a model image. Not
+/// [`MODEL_MOUNT`], which would hide a model that the image itself keeps there.
+pub const MODEL_FETCH_MOUNT: &str = "/llama-model";
 /// Folder shared by the two init steps that fetch a model image.
 pub const TOOLS_MOUNT: &str = "/llama-tools";
 /// Where the worker image keeps the program that copies a model out of an image.

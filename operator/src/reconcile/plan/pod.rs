@@ -13,8 +13,9 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use llama_contract::{
     API_PORT, API_PORT_NAME, Device, HEALTH_PATH, INTERNAL_PORT, INTERNAL_PORT_NAME, LIVE_PATH,
-    LaunchArgs, MODEL_COPY_PROGRAM, MODEL_MOUNT, NODE_NAME_ENV, POD_IP_ENV, POD_NAME_ENV,
-    RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG, TOOLS_MOUNT,
+    LaunchArgs, MODEL_COPY_PROGRAM, MODEL_FETCH_MOUNT, MODEL_MOUNT, NODE_NAME_ENV, POD_IP_ENV,
+    POD_NAME_ENV, RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG,
+    TOOLS_MOUNT,
 };
 use llama_crds::v1alpha1::ImagePullPolicy;
 
@@ -296,14 +297,14 @@ fn init_containers(
             "--from",
             path,
             "--to",
-            MODEL_MOUNT,
+            MODEL_FETCH_MOUNT,
         ])),
         volume_mounts: Some(vec![
             VolumeMount {
                 read_only: Some(true),
                 ..mount(TOOLS_VOLUME, TOOLS_MOUNT)
             },
-            mount(MODEL_VOLUME, MODEL_MOUNT),
+            mount(MODEL_VOLUME, MODEL_FETCH_MOUNT),
         ]),
         ..init_container(deployment)
     };
