@@ -35,7 +35,7 @@ unit: ## Tests that need no cluster
 e2e: ## End-to-end tests on a local cluster (root on Linux, or Docker with kind)
 	@e2e/run-tests.sh e2e
 
-lint: ## Formatting, clippy, dependency rules, shell scripts, chart, documentation
+lint: ## Formatting, clippy, dependency rules, shell scripts, documentation
 	@e2e/toolchain.sh lint
 	@e2e/lint.sh
 

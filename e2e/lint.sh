@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every check that runs no test (that generated files are current is a test of
-# llama-crds). Stops at the first that fails.
+# Every check that runs no test. Stops at the first that fails. That generated files are
+# current is a test of llama-crds; the chart is checked with the tests, which have Helm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,8 +17,8 @@ shell_scripts() { git ls-files -z -- '*.sh' '.ci/run' | xargs -0 shellcheck; }
 documentation() { RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items; }
 
 check formatting cargo fmt --all --check
+check "dependency download" cargo fetch --quiet --locked
 check "dependency rules" cargo deny --log-level error --offline check licenses bans sources
 check "shell scripts" shell_scripts
 check clippy cargo clippy --quiet --workspace --all-targets --locked -- -D warnings
-check chart charts/llama-operator/check.sh
 check documentation documentation

@@ -40,8 +40,10 @@ unit() {
     note "ran      unit, property, golden and real-model tests"
     if [ -n "${LLAMA_COMPONENTS_DIR:-}" ]; then
         note "ran      operator against a real API server"
+        HELM=$LLAMA_COMPONENTS_DIR/helm charts/llama-operator/check.sh
+        note "ran      chart: lint, rendering, refusal of wrong values"
     else
-        note "skipped  operator against a real API server: $(why_no_cluster)"
+        note "skipped  operator against a real API server, chart: $(why_no_cluster)"
     fi
 }
 
