@@ -85,7 +85,7 @@ ask() {
         [ "$SECONDS" -lt "$deadline" ] || { cat "$log" >&2; return 1; }
         sleep 0.1
     done
-    printf '\n\033[1m%s\033[0m\n\n' "$QUESTION"
+    printf '\n> %s\n\n' "$QUESTION"
     python3 e2e/clients/ask.py "http://127.0.0.1:$port/v1" smollm2 "$QUESTION"
 }
 
