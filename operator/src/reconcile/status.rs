@@ -168,11 +168,8 @@ impl<'a> View<'a> {
 
     /// Every verdict but one of success begins with how many groups serve.
     fn counted(&self, text: &str) -> String {
-        let noun = if self.wanted == 1 { "group" } else { "groups" };
-        let Self {
-            serving, wanted, ..
-        } = self;
-        shortened(&format!("{serving} of {wanted} {noun} ready; {text}"))
+        let of = of_groups(self.serving, self.wanted);
+        shortened(&format!("{of} ready; {text}"))
     }
 
     fn name(&self, group: &GroupPlan) -> String {
@@ -238,7 +235,7 @@ impl<'a> View<'a> {
             0 => String::new(),
             count => format!(" {count} more are ending."),
         };
-        let message = format!("{wanted} of {wanted} groups ready.{ending}");
+        let message = format!("{} ready.{ending}", of_groups(*wanted, *wanted));
         Verdict::new("True", Reason::AllGroupsReady, message)
     }
 
@@ -275,7 +272,7 @@ impl<'a> View<'a> {
 
     fn available(&self) -> Verdict {
         if self.serving > 0 {
-            let message = format!("{} groups serve.", self.serving);
+            let message = format!("{} serving.", of_groups(self.serving, self.wanted));
             return Verdict::new("True", Reason::AsExpected, message);
         }
         Verdict::new("False", Reason::NoGroupReady, "No group serves.")
@@ -331,7 +328,7 @@ impl<'a> View<'a> {
             return Verdict::new("False", found.reason, shortened(&found.message));
         }
         if self.settled > 0 {
-            let message = format!("{} groups have loaded it.", self.settled);
+            let message = format!("Loaded by {}.", of_groups(self.settled, self.wanted));
             return Verdict::new("True", Reason::ModelLoaded, message);
         }
         if self.wanted == 0 {
@@ -414,6 +411,12 @@ fn conditions(
             }
         })
         .collect()
+}
+
+/// "1 of 2 groups", in the grammar of the total.
+fn of_groups(count: impl std::fmt::Display, total: usize) -> String {
+    let noun = if total == 1 { "group" } else { "groups" };
+    format!("{count} of {total} {noun}")
 }
 
 fn shortened(text: &str) -> String {
