@@ -7,12 +7,13 @@ mod common;
 mod plain;
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use common::{max_difference, on_ranks, segment};
 use llama_model::fixture::{GgufWriter, TinyLlama};
 use llama_model::gguf::{GgmlType, Value};
 use llama_model::kernels::Format;
-use llama_model::text::{ChatMessage, ChatTemplate, Special, TextError, Tokenizer};
+use llama_model::text::{ChatMessage, ChatTemplate, Conversation, Special, TextError, Tokenizer};
 use llama_model::{
     Gguf, Llama, LlamaConfig, LoadOptions, MemoryPlan, MemoryRequest, ModelError,
     ModelErrorCategory, StepError, StepModel,
@@ -298,13 +299,11 @@ fn text_goes_through_the_file_s_own_tokenizer_and_template() {
     };
     assert_eq!(bytes(&plain), b"in the <|im_end|>");
     assert_eq!(bytes(&plain), bytes(&parsed));
-    let messages = [ChatMessage {
-        role: "user".to_owned(),
-        content: "the".to_owned(),
-    }];
+    let messages = vec![ChatMessage::new("user", "the")];
+    let conversation = Conversation::new(messages, SystemTime::UNIX_EPOCH);
     let chat = ChatTemplate::from_gguf(&gguf, &tokenizer).expect("parses");
     assert_eq!(
-        chat.render(&messages, true).expect("renders"),
+        chat.render(&conversation).expect("renders").text(),
         "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
     );
 
@@ -312,7 +311,7 @@ fn text_goes_through_the_file_s_own_tokenizer_and_template() {
         .metadata
         .retain(|(key, _)| key != "tokenizer.chat_template");
     let none = ChatTemplate::from_gguf(&open(&writer), &tokenizer).expect("builds");
-    let error = none.render(&messages, true).expect_err("has no template");
+    let error = none.render(&conversation).expect_err("has no template");
     assert!(matches!(error, TextError::NoChatTemplate));
 
     writer.set_text("tokenizer.ggml.pre", "deepseek-llm");

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 
 use llama_contract::{Device, FailureCategory, LaunchArgs};
-use llama_model::text::{ChatTemplate, Tokenizer};
+use llama_model::text::{ChatTemplate, ModelText, Tokenizer};
 use llama_model::{Gguf, LlamaConfig, MemoryPlan, MemoryRequest};
 
 use super::args::ServeArgs;
@@ -160,9 +160,8 @@ fn threads_per_rank(launch: &LaunchArgs, cores: usize, ranks_here: u32) -> u32 {
 }
 
 fn text_of(gguf: &Gguf) -> Result<(Tokenizer, ChatTemplate), Failure> {
-    let tokenizer = Tokenizer::from_gguf(gguf).map_err(|error| of_model(&error))?;
-    let template = ChatTemplate::from_gguf(gguf, &tokenizer).map_err(|error| of_model(&error))?;
-    Ok((tokenizer, template))
+    let text = ModelText::from_gguf(gguf).map_err(|error| of_model(&error))?;
+    Ok((text.tokenizer, text.template))
 }
 
 /// Hash of everything before the weights: metadata, tensor names, shapes and
