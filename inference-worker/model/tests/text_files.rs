@@ -248,7 +248,7 @@ fn a_tokenizer_json_that_contradicts_itself_is_refused_by_name() {
         (
             "/model/vocab",
             json!({"a": 0}),
-            "no token for the byte 0x00",
+            "no token for the byte 0x0A",
         ),
         (
             "/model/merges",
