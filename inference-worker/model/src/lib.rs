@@ -17,6 +17,7 @@ mod kv;
 pub mod llama;
 pub mod memory;
 mod ops;
+pub mod order;
 pub mod sample;
 pub mod shard;
 pub mod step;
@@ -24,7 +25,7 @@ pub mod text;
 mod threads;
 mod weights;
 
-pub use collective::{Collective, CollectiveError, LocalCollective};
+pub use collective::{Collective, CollectiveError, Layout, LocalCollective};
 pub use config::LlamaConfig;
 pub use error::{ModelError, ModelErrorCategory};
 pub use gguf::Gguf;
