@@ -84,12 +84,32 @@ struct RankCell {
     load_done: AtomicU64,
     load_total: AtomicU64,
     phase: AtomicU32,
+    /// Whether the rank waits for another.
+    waiting: AtomicU32,
 }
 
 // SAFETY: atomics only, any bits are valid.
 unsafe impl SharedLayout for CauseCell {}
 // SAFETY: atomics only, any bits are valid.
 unsafe impl SharedLayout for RankCell {}
+
+/// A rank's wait for another, until this is dropped.
+#[must_use]
+pub struct Waiting<'a>(Option<&'a RankCell>);
+
+impl std::fmt::Debug for Waiting<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.0 {
+            cell.waiting.store(0, Ordering::Relaxed);
+        }
+    }
+}
 
 /// A view of the board of one pod.
 #[derive(Clone, Debug)]
@@ -159,6 +179,22 @@ impl Board {
     pub fn heartbeat(&self, local: usize) -> u64 {
         self.cell(local)
             .map_or(0, |cell| cell.heartbeat.load(Ordering::Relaxed))
+    }
+
+    /// Notes, for as long as the result lives, that the pod's `local`-th rank waits
+    /// for another.
+    pub fn wait(&self, local: usize) -> Waiting<'_> {
+        let cell = self.cell(local);
+        if let Some(cell) = cell {
+            cell.waiting.store(1, Ordering::Relaxed);
+        }
+        Waiting(cell)
+    }
+
+    /// Whether the pod's `local`-th rank waits for another.
+    pub fn is_waiting(&self, local: usize) -> bool {
+        self.cell(local)
+            .is_some_and(|cell| cell.waiting.load(Ordering::Relaxed) != 0)
     }
 
     /// Notes that the pod's `local`-th rank finished `step`.
@@ -344,5 +380,9 @@ mod tests {
         assert_eq!(board.phase(0), RankPhase::Ready);
         assert_eq!(board.phase(1), RankPhase::Starting);
         assert_eq!(board.load(1), (5, 10));
+        let wait = board.wait(1);
+        assert!(board.is_waiting(1) && !board.is_waiting(0));
+        drop(wait);
+        assert!(!board.is_waiting(1));
     }
 }

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use clap::Args;
 use llama_contract::LaunchArgs;
+use llama_model::Layout;
+
+use crate::comm::placement::Placement;
 
 /// Flags of one rank. The supervisor has checked everything in `launch` and
 /// filled `max_tokens` and `threads_per_rank`.
@@ -61,6 +64,17 @@ impl RankArgs {
         args
     }
 
+    /// Where the ranks of the group are; `None` when this one is outside it or the
+    /// ranks cannot be shared out evenly.
+    pub fn placement(&self) -> Option<Placement> {
+        let layout = Layout {
+            tensor: self.launch.tensor_parallel as usize,
+            pipeline: self.launch.pipeline_parallel as usize,
+        };
+        let placement = Placement::new(layout, self.launch.nodes as usize)?;
+        ((self.rank as usize) < placement.world()).then_some(placement)
+    }
+
     /// Ranks in this pod.
     pub fn ranks_here(&self) -> usize {
         self.launch.ranks_per_node().unwrap_or(1) as usize
@@ -89,7 +103,8 @@ mod tests {
             "--model=/m.gguf",
             "--served-name=m",
             "--tensor-parallel=4",
-            "--nodes=2",
+            "--pipeline-parallel=2",
+            "--nodes=4",
             "--rendezvous=first:29500",
         ];
         let rank = [
@@ -106,6 +121,11 @@ mod tests {
         let argv = ["rank"].iter().chain(&launch).chain(&rank);
         let parsed = Cli::try_parse_from(argv).unwrap().rank;
         assert_eq!((parsed.ranks_here(), parsed.local()), (2, 1));
+        let placement = parsed.placement().unwrap();
+        assert_eq!((placement.world(), placement.pod(3)), (8, 1));
+        let mut outside = parsed.clone();
+        outside.rank = 8;
+        assert_eq!(outside.placement(), None);
         let argv = ["rank".to_owned()].into_iter().chain(parsed.to_args());
         assert_eq!(Cli::try_parse_from(argv).unwrap().rank, parsed);
     }

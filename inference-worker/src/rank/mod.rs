@@ -1,4 +1,4 @@
-//! One tensor-parallel rank: a child process of the pod's supervisor.
+//! One rank of a group: a child process of the pod's supervisor.
 
 pub mod args;
 pub mod engine;
@@ -11,17 +11,18 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
-use llama_model::{Gguf, Llama, LoadOptions, LocalCollective, ModelError};
+use llama_model::{Gguf, Llama, LoadOptions, ModelError};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use self::args::RankArgs;
 use self::engine::{Engine, EngineError};
 use self::plan::Stepper;
 use crate::comm::board::Board;
+use crate::comm::placement::Placement;
 use crate::comm::region::Region;
 use crate::comm::rendezvous::{Identity, Mesh, Party, RENDEZVOUS_DEADLINE};
+use crate::comm::seat::{Seat, SeatError};
 use crate::comm::shm::ShmLink;
-use crate::comm::tcp::TcpLink;
 use crate::comm::{HEARTBEAT_PERIOD, LOAD_DEADLINE, Link, STEP_DEADLINE};
 use crate::engine::{ToEngine, frames};
 use crate::failure::{Failure, of_model};
@@ -33,6 +34,10 @@ pub const STEP_TOKENS: u32 = 256;
 const INBOX: usize = 1024;
 /// How long the front may take no token before rank 0 gives up.
 const FRONT_LIMIT: Duration = Duration::from_secs(10);
+/// Type of the activations, on which ranks must agree.
+const COMPUTE_TYPE: &str = "f32";
+/// Type of cached keys and values, likewise.
+const KV_TYPE: &str = "f16";
 
 /// A rank that ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +79,20 @@ pub fn run(args: &RankArgs, token: Option<String>) -> Result<(), RankError> {
     let region = Arc::new(region);
     let board = Board::new(Arc::clone(&region), ranks)
         .ok_or_else(|| Failure::new(FailureCategory::Internal, "the shared memory is too small"))?;
+    let placement = args.placement().ok_or_else(|| {
+        Failure::new(
+            FailureCategory::InvalidLayout,
+            format!(
+                "rank {} is in no pod: {} ranks, {} nodes",
+                args.rank,
+                args.launch.ranks(),
+                args.launch.nodes
+            ),
+        )
+    })?;
     let process = RankProcess {
         args,
+        placement,
         board,
         region,
         local: args.local(),
@@ -106,6 +123,7 @@ fn follow_the_supervisor(args: &RankArgs) -> Result<(), Failure> {
 
 struct RankProcess<'a> {
     args: &'a RankArgs,
+    placement: Placement,
     board: Board,
     region: Arc<Region>,
     local: usize,
@@ -167,26 +185,37 @@ impl RankProcess<'_> {
         result
     }
 
-    /// The backend for this group's shape, and the sequences that all pods have
+    /// The link that fits the group's shape, and the sequences that all pods have
     /// memory for.
     fn connect(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
-        let launch = &self.args.launch;
-        if launch.nodes > 1 {
-            return self.connect_pods(token);
+        let (mut slots, mut connections) = (self.args.slots, Vec::new());
+        if self.args.launch.nodes > 1 {
+            let mesh = self.meet(token)?;
+            slots = mesh.slots();
+            tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
+            let nodes = mesh.members.into_iter().map(|member| member.node).collect();
+            self.board.set_nodes(nodes);
+            connections = mesh.connections;
         }
-        let slots = self.args.slots;
-        if launch.tensor_parallel == 1 {
-            return Ok((Box::new(LocalCollective), slots));
-        }
-        let (region, board) = (Arc::clone(&self.region), self.board.clone());
-        let link =
-            ShmLink::new(region, board, self.local, self.args.own_cores).ok_or_else(|| {
-                Failure::new(FailureCategory::Internal, "the shared memory is too small")
-            })?;
-        Ok((Box::new(link), slots))
+        let seat = Seat {
+            placement: self.placement,
+            rank: self.args.rank as usize,
+            region: Arc::clone(&self.region),
+            board: self.board.clone(),
+            own_cores: self.args.own_cores,
+        };
+        let link = seat.link(connections).map_err(|error| {
+            let category = match error {
+                SeatError::Memory { .. } => FailureCategory::Internal,
+                SeatError::Connection(_) => FailureCategory::PeerLost,
+            };
+            Failure::from_error(category, &error)
+        })?;
+        Ok((link, slots))
     }
 
-    fn connect_pods(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
+    /// Meets the ranks of the other pods.
+    fn meet(&self, token: Option<String>) -> Result<Mesh, Failure> {
         let launch = &self.args.launch;
         let configuration = |what: &str| Failure::new(FailureCategory::InvalidConfiguration, what);
         let address = launch
@@ -199,9 +228,11 @@ impl RankProcess<'_> {
                 group: launch.group.clone(),
                 revision: launch.revision.clone(),
                 epoch: launch.epoch,
-                world: launch.tensor_parallel,
+                placement: self.placement,
                 digest: self.args.digest.clone(),
                 max_tokens: launch.max_tokens.unwrap_or(0),
+                compute: COMPUTE_TYPE.to_owned(),
+                kv: KV_TYPE.to_owned(),
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
             rank: self.args.rank,
@@ -219,35 +250,20 @@ impl RankProcess<'_> {
         } else {
             party.join(address)
         };
-        let mesh = mesh.map_err(|error| {
+        mesh.map_err(|error| {
             let failure = Failure::from_error(FailureCategory::RendezvousFailed, &error);
             match error.rank() {
                 Some(rank) => failure.at_rank(rank),
                 None => failure,
             }
-        })?;
-        self.link_pods(mesh)
-    }
-
-    fn link_pods(&self, mesh: Mesh) -> Result<(Box<dyn Link>, u32), Failure> {
-        let slots = mesh.slots();
-        tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
-        let nodes = mesh.members.into_iter().map(|member| member.node).collect();
-        self.board.set_nodes(nodes);
-        let link = TcpLink::new(
-            self.args.rank as usize,
-            mesh.connections,
-            self.board.clone(),
-        )
-        .map_err(|error| Failure::from_error(FailureCategory::PeerLost, &error))?;
-        Ok((Box::new(link), slots))
+        })
     }
 
     fn load(&self, gguf: &Gguf, slots: u32) -> Result<Llama, ModelError> {
-        let launch = &self.args.launch;
+        let (launch, layout) = (&self.args.launch, self.placement.layout);
         let options = LoadOptions {
-            rank: self.args.rank as usize,
-            world: launch.tensor_parallel as usize,
+            rank: layout.tensor_rank(self.args.rank as usize),
+            world: layout.tensor,
             threads: launch.threads_per_rank.unwrap_or(1) as usize,
             slots: slots as usize,
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 
 use llama_contract::{Device, FailureCategory, LaunchArgs};
 use llama_model::text::{ChatTemplate, Tokenizer};
@@ -48,12 +49,11 @@ pub(super) fn prepare(
     let max_tokens = context(&launch, &config)?;
     let cores = usable_cores(cgroup);
     let threads = threads_per_rank(&launch, cores, ranks_here);
-    let first_rank = launch.node_index * ranks_here;
     let plan = MemoryPlan::new(
         &gguf,
         &MemoryRequest {
             world: launch.tensor_parallel as usize,
-            ranks: first_rank as usize..(first_rank + ranks_here) as usize,
+            ranks: tensor_ranks(&launch, ranks_here),
             threads: threads as usize,
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
@@ -91,6 +91,13 @@ pub(super) fn prepare(
     })
 }
 
+/// The places in their stage of the ranks of this pod.
+fn tensor_ranks(launch: &LaunchArgs, ranks_here: u32) -> Range<usize> {
+    let first = launch.node_index * ranks_here % launch.tensor_parallel;
+    let end = (first + ranks_here).min(launch.tensor_parallel);
+    first as usize..end as usize
+}
+
 fn configuration(message: impl Into<String>) -> Failure {
     Failure::new(FailureCategory::InvalidConfiguration, message)
 }
@@ -99,13 +106,17 @@ fn configuration(message: impl Into<String>) -> Failure {
 fn check_flags(launch: &LaunchArgs, has_token: bool) -> Result<u32, Failure> {
     let LaunchArgs {
         tensor_parallel,
+        pipeline_parallel,
         nodes,
         node_index,
         ..
     } = *launch;
     let ranks_here = launch.ranks_per_node().ok_or_else(|| {
-        let message =
-            format!("tensor parallel size {tensor_parallel} cannot be spread over {nodes} nodes");
+        let message = format!(
+            "{} ranks (tensor parallel size {tensor_parallel}, pipeline parallel size \
+             {pipeline_parallel}) cannot be spread over {nodes} nodes",
+            launch.ranks()
+        );
         Failure::new(FailureCategory::InvalidLayout, message)
     })?;
     if node_index >= nodes {
@@ -213,6 +224,8 @@ mod tests {
             "--rendezvous=first:29500",
         ];
         assert_eq!(check_flags(&launch(&pods), true), Ok(2));
+        let stages = [&pods[..], &["--pipeline-parallel=3"]].concat();
+        assert_eq!(check_flags(&launch(&stages), true), Ok(6));
         for (flags, has_token, category, word) in [
             (
                 &["--tensor-parallel=3", "--nodes=2"][..],

@@ -7,7 +7,7 @@ use llama_contract::{LaunchArgs, LoadProgress, RankPhase, RankReport, StateRepor
 use tokio::sync::watch;
 
 use crate::comm::board::Board;
-use crate::comm::shm::millis;
+use crate::comm::millis;
 use crate::engine::{EngineClient, EngineStats};
 use crate::metrics::Metrics;
 use crate::server::Admission;

@@ -9,9 +9,12 @@
 )]
 
 use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Barrier, Mutex};
 
-use llama_model::{Collective, CollectiveError, Gguf, Llama, LoadOptions, Segment, StepModel};
+use llama_model::{
+    Collective, CollectiveError, Gguf, Layout, Llama, LoadOptions, Segment, StepModel, order,
+};
 
 /// Environment variable with the path of SmolLM2-135M-Instruct.Q4_1.gguf.
 const MODEL_VARIABLE: &str = "LLAMA_TEST_MODEL";
@@ -25,21 +28,64 @@ pub fn real_model() -> Option<Gguf> {
     Some(Gguf::open(&path).expect("the test model opens"))
 }
 
-/// One rank of a group of threads.
-struct ThreadRank {
-    rank: usize,
-    parts: Arc<Mutex<Vec<Vec<f32>>>>,
-    barrier: Arc<Barrier>,
+/// Where some threads show each other what they have.
+struct Meeting {
+    parts: Mutex<Vec<Vec<f32>>>,
+    barrier: Barrier,
 }
 
-impl ThreadRank {
-    /// Every rank's `part`, in rank order.
-    fn exchange(&self, part: &[f32]) -> Vec<Vec<f32>> {
-        self.parts.lock().expect("no rank panicked")[self.rank] = part.to_vec();
+impl Meeting {
+    fn of(members: usize) -> Arc<Self> {
+        Arc::new(Self {
+            parts: Mutex::new(vec![Vec::new(); members]),
+            barrier: Barrier::new(members),
+        })
+    }
+
+    /// Every member's `part`, in order; `own` is the caller's place.
+    fn exchange(&self, own: usize, part: &[f32]) -> Vec<Vec<f32>> {
+        self.parts.lock().expect("no rank panicked")[own] = part.to_vec();
         self.barrier.wait();
         let parts = self.parts.lock().expect("no rank panicked").clone();
         self.barrier.wait();
         parts
+    }
+}
+
+/// One rank of a group of threads.
+pub struct ThreadRank {
+    rank: usize,
+    layout: Layout,
+    stage: Arc<Meeting>,
+    group: Arc<Meeting>,
+    next: Option<Sender<Vec<f32>>>,
+    previous: Option<Receiver<Vec<f32>>>,
+}
+
+impl ThreadRank {
+    /// All ranks of a group.
+    pub fn group(layout: Layout) -> Vec<Self> {
+        let group = Meeting::of(layout.world());
+        let mut ranks: Vec<Self> = Vec::new();
+        for stage in 0..layout.pipeline {
+            let meeting = Meeting::of(layout.tensor);
+            for rank in layout.ranks_of(stage) {
+                let previous = (stage > 0).then(|| {
+                    let (next, previous) = mpsc::channel();
+                    ranks[rank - layout.tensor].next = Some(next);
+                    previous
+                });
+                ranks.push(Self {
+                    rank,
+                    layout,
+                    stage: Arc::clone(&meeting),
+                    group: Arc::clone(&group),
+                    next: None,
+                    previous,
+                });
+            }
+        }
+        ranks
     }
 }
 
@@ -48,18 +94,16 @@ impl Collective for ThreadRank {
         self.rank
     }
 
-    fn world(&self) -> usize {
-        self.parts.lock().expect("no rank panicked").len()
+    fn layout(&self) -> Layout {
+        self.layout
     }
 
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
-        let parts = self.exchange(data);
-        data.copy_from_slice(&parts[0]);
-        for part in &parts[1..] {
-            for (sum, value) in data.iter_mut().zip(part) {
-                *sum += value;
-            }
-        }
+        let own = self.layout.tensor_rank(self.rank);
+        let mut parts = self.stage.exchange(own, data).concat();
+        assert_eq!(parts.len(), self.layout.tensor * data.len());
+        order::sum_rows(&mut parts, data.len());
+        data.copy_from_slice(&parts[..data.len()]);
         Ok(())
     }
 
@@ -69,9 +113,21 @@ impl Collective for ThreadRank {
         lens: &[usize],
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        let parts = self.exchange(part);
+        let parts = self.group.exchange(self.rank, part);
         assert!(parts.iter().map(Vec::len).eq(lens.iter().copied()));
         out.copy_from_slice(&parts.concat());
+        Ok(())
+    }
+
+    fn send_next(&mut self, data: &[f32]) -> Result<(), CollectiveError> {
+        let next = self.next.as_ref().expect("not the last stage");
+        next.send(data.to_vec()).expect("the next stage lives");
+        Ok(())
+    }
+
+    fn receive_previous(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let previous = self.previous.as_ref().expect("not the first stage");
+        data.copy_from_slice(&previous.recv().expect("the previous stage lives"));
         Ok(())
     }
 }
@@ -84,16 +140,11 @@ pub fn on_ranks<R: Send>(
     (slots, max_tokens): (usize, usize),
     work: impl Fn(&mut Llama, &mut dyn Collective) -> R + Sync,
 ) -> Vec<R> {
-    let parts = Arc::new(Mutex::new(vec![Vec::new(); world]));
-    let barrier = Arc::new(Barrier::new(world));
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world)
-            .map(|rank| {
-                let mut collective = ThreadRank {
-                    rank,
-                    parts: Arc::clone(&parts),
-                    barrier: Arc::clone(&barrier),
-                };
+        let ranks: Vec<_> = ThreadRank::group(Layout::tensor(world))
+            .into_iter()
+            .enumerate()
+            .map(|(rank, mut collective)| {
                 let work = &work;
                 scope.spawn(move || {
                     let options = LoadOptions {
