@@ -11,7 +11,9 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};
 
-use llama_model::{Collective, CollectiveError, Gguf, Llama, LoadOptions, Segment, StepModel};
+use llama_model::{
+    Collective, CollectiveError, Gguf, Layout, Llama, LoadOptions, Segment, StepModel, order,
+};
 
 /// Environment variable with the path of SmolLM2-135M-Instruct.Q4_1.gguf.
 const MODEL_VARIABLE: &str = "LLAMA_TEST_MODEL";
@@ -48,19 +50,23 @@ impl Collective for ThreadRank {
         self.rank
     }
 
-    fn world(&self) -> usize {
-        self.parts.lock().expect("no rank panicked").len()
+    fn layout(&self) -> Layout {
+        Layout::tensor(self.parts.lock().expect("no rank panicked").len())
     }
 
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
-        let parts = self.exchange(data);
-        data.copy_from_slice(&parts[0]);
-        for part in &parts[1..] {
-            for (sum, value) in data.iter_mut().zip(part) {
-                *sum += value;
-            }
-        }
+        let mut parts = self.exchange(data).concat();
+        order::sum_rows(&mut parts, data.len());
+        data.copy_from_slice(&parts[..data.len()]);
         Ok(())
+    }
+
+    fn send_next(&mut self, _data: &[f32]) -> Result<(), CollectiveError> {
+        unreachable!("one stage")
+    }
+
+    fn receive_previous(&mut self, _data: &mut [f32]) -> Result<(), CollectiveError> {
+        unreachable!("one stage")
     }
 
     fn all_gather(
