@@ -6,6 +6,7 @@
 //! through [`Collective`], whose backends live in the worker.
 
 mod attention;
+pub mod buffer;
 pub mod collective;
 pub mod config;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod text;
 mod threads;
 mod weights;
 
+pub use buffer::{Buffer, BufferError, WeightBytes};
 pub use collective::{Collective, CollectiveError, Layout, LocalCollective};
 pub use config::LlamaConfig;
 pub use error::{ModelError, ModelErrorCategory};
