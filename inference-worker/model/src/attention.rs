@@ -234,7 +234,8 @@ impl Tile<'_> {
                 format: Format::F16,
                 bytes: bytemuck::cast_slice(&keys[..count * self.head_dim]),
                 columns: self.head_dim,
-                stretch: self.head_dim,
+                ends: &[self.head_dim],
+                scales: None,
             };
             let out = &mut scores[chunk * CHUNK_TOKENS..];
             let all = 0..queries.len() / self.head_dim;

@@ -138,7 +138,7 @@ pub struct TinyLlama {
     pub hidden: usize,
     /// Width of the feed-forward network.
     pub ffn: usize,
-    /// Type of every matrix.
+    /// Type of every matrix; F32 in place of one that GGUF does not have.
     pub format: Format,
     /// Whether the output head has weights of its own.
     pub own_output: bool,
@@ -176,7 +176,8 @@ impl TinyLlama {
         let mut matrix = |name: String, columns: usize, rows: usize| {
             let bytes = noise.matrix(self.format, columns, rows);
             let dims = vec![columns as u64, rows as u64];
-            gguf.tensors.push((name, dims, ggml(self.format), bytes));
+            let ggml_type = self.format.ggml_type().unwrap_or(GgmlType::F32);
+            gguf.tensors.push((name, dims, ggml_type, bytes));
         };
         let (query, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         matrix("token_embd.weight".to_owned(), self.hidden, vocab);
@@ -240,11 +241,6 @@ fn put_floats(gguf: &mut GgufWriter, name: String, values: &[f32]) {
         .collect();
     let dims = vec![values.len() as u64];
     gguf.tensors.push((name, dims, GgmlType::F32, bytes));
-}
-
-fn ggml(format: Format) -> GgmlType {
-    let known = Format::ALL.iter().find(|(known, _)| *known == format);
-    known.map_or(GgmlType::F32, |(_, ggml_type)| *ggml_type)
 }
 
 fn vocabulary() -> Vec<String> {

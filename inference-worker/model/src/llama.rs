@@ -14,7 +14,8 @@ use crate::error::ModelError;
 use crate::gguf::Gguf;
 use crate::kernels::{BLOCK, Isa};
 use crate::kv::KvCache;
-use crate::ops::{AddTo, QuantLinear, Reduce, RmsNorm, SiluMul};
+use crate::linear::Linear;
+use crate::ops::{AddTo, Reduce, RmsNorm, SiluMul};
 use crate::shard::Shard;
 use crate::step::{Segment, StepError, StepModel};
 use crate::threads::Threads;
@@ -42,7 +43,7 @@ pub struct Llama {
     embedding: Embedding,
     layers: Vec<Layer>,
     norm: RmsNorm,
-    head: QuantLinear,
+    head: Linear,
     rope: Rope,
     cache: KvCache,
     /// Rows of the output head that each rank has.
@@ -54,14 +55,14 @@ pub struct Llama {
 #[derive(Debug)]
 struct Layer {
     attn_norm: RmsNorm,
-    q: QuantLinear,
-    k: QuantLinear,
-    v: QuantLinear,
-    o: QuantLinear,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
     ffn_norm: RmsNorm,
-    gate: QuantLinear,
-    up: QuantLinear,
-    down: QuantLinear,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 impl Layer {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
+use crate::buffer::Buffer;
 use crate::config::LlamaConfig;
 use crate::error::ModelError;
 use crate::gguf::{Gguf, SharedBytes, TensorInfo};
 use crate::kernels::{BLOCK, Format, Isa};
-use crate::ops::QuantLinear;
+use crate::linear::{Linear, Matrix, MatrixForm};
 use crate::shard::Shard;
 use crate::threads::Threads;
 
@@ -30,7 +31,7 @@ pub(crate) struct MatrixSlice<'a> {
     width: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    /// See [`crate::kernels::Rows::stretch`].
+    /// Columns of a chunk, see [`crate::kernels::Rows::ends`].
     stretch: usize,
 }
 
@@ -40,20 +41,20 @@ impl MatrixSlice<'_> {
         (self.rows.len() * self.format.row_bytes(self.columns.len())) as u64
     }
 
-    fn read(&self, gguf: &Gguf) -> Vec<u8> {
+    fn read(&self, gguf: &Gguf) -> Result<Buffer, ModelError> {
         let row_bytes = self.format.row_bytes(self.width);
-        let all = gguf.bytes(self.info);
-        let rows = &all[self.rows.start * row_bytes..self.rows.end * row_bytes];
-        if self.columns.len() == self.width {
-            return rows.to_vec();
-        }
         let start = self.format.row_bytes(self.columns.start);
         let end = self.format.row_bytes(self.columns.end);
-        let mut part = Vec::with_capacity(self.rows.len() * (end - start));
-        for row in rows.chunks_exact(row_bytes) {
-            part.extend_from_slice(&row[start..end]);
+        let all = gguf.bytes(self.info);
+        let rows = &all[self.rows.start * row_bytes..self.rows.end * row_bytes];
+        let mut part = Buffer::zeroed(self.rows.len() * (end - start))?;
+        for (part, row) in part
+            .chunks_exact_mut(end - start)
+            .zip(rows.chunks_exact(row_bytes))
+        {
+            part.copy_from_slice(&row[start..end]);
         }
-        part
+        Ok(part)
     }
 
     /// Reads the part into a matrix that multiplies.
@@ -62,13 +63,19 @@ impl MatrixSlice<'_> {
         gguf: &Gguf,
         isa: Isa,
         threads: &Arc<Threads>,
-    ) -> Result<QuantLinear, ModelError> {
+    ) -> Result<Linear, ModelError> {
         let columns = self.columns.len();
-        let shape = (self.rows.len(), self.format.row_bytes(columns));
-        let weight = Tensor::from_vec(self.read(gguf), shape, &Device::Cpu)
-            .map_err(|source| tensor_error(self.info, source))?;
-        let layout = (self.format, columns, self.stretch.min(columns));
-        Ok(QuantLinear::new(weight, layout, isa, Arc::clone(threads)))
+        let form = MatrixForm {
+            format: self.format,
+            columns,
+            ends: (1..=columns.div_ceil(self.stretch))
+                .map(|chunk| columns.min(chunk * self.stretch))
+                .collect(),
+            scales: None,
+        };
+        let matrix = Matrix::new(self.read(gguf)?.into(), form)
+            .map_err(|error| gguf.invalid(&format!("tensor {}: {error}", self.info.name)))?;
+        Ok(Linear::new(matrix, isa, Arc::clone(threads)))
     }
 }
 
@@ -89,7 +96,7 @@ impl VectorSlice<'_> {
     /// Its values.
     pub(crate) fn values(&self, gguf: &Gguf) -> Vec<f32> {
         let mut values = vec![0.0; self.len];
-        self.format.unpack(gguf.bytes(self.info), &mut values);
+        self.format.unpack(gguf.bytes(self.info), None, &mut values);
         values
     }
 
@@ -123,7 +130,7 @@ impl Embedding {
         let row = &self.bytes.get()[token * row_bytes..(token + 1) * row_bytes];
         let start = out.len();
         out.resize(start + self.width, 0.0);
-        self.format.unpack(row, &mut out[start..]);
+        self.format.unpack(row, None, &mut out[start..]);
     }
 }
 
@@ -246,7 +253,9 @@ impl<'a> Finder<'a> {
             return Err(self.gguf.invalid(&format!("tensor {name} is missing")));
         };
         let Some(format) = Format::from_ggml(info.ggml_type) else {
-            let known = Format::ALL.map(|(_, known)| known.to_string()).join(", ");
+            let known = Format::ALL.into_iter().filter_map(Format::ggml_type);
+            let known: Vec<String> = known.map(|known| known.to_string()).collect();
+            let known = known.join(", ");
             return Err(self.gguf.unsupported(&format!(
                 "tensor {name} is stored as {}; this worker computes with {known}",
                 info.ggml_type

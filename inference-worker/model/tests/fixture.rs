@@ -356,7 +356,10 @@ fn steps_out_of_range_are_refused_before_they_begin() {
 #[test]
 fn tensor_parallel_sizes_agree_in_every_format() {
     let prompt: Vec<u32> = (0..70).map(|i| i * 37 % 264).collect();
-    for (format, _) in Format::ALL {
+    for format in Format::ALL {
+        if format.ggml_type().is_none() {
+            continue;
+        }
         let tiny = TinyLlama {
             format,
             own_output: format != Format::Q8_0,

@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use super::int8::Int8Rows;
 use super::{Activations, BLOCK, Format, LANES, Rows};
+use crate::order;
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
@@ -80,23 +81,28 @@ pub(super) fn matmul(
     (out, out_stride): (&mut [f32], usize),
 ) {
     let mut weights = vec![0.0; rows.columns];
+    let mut sums = Vec::with_capacity(rows.ends.len());
     let row_bytes = rows.format.row_bytes(rows.columns);
     for (n, row) in rows.bytes.chunks_exact(row_bytes).enumerate() {
-        rows.format.unpack(row, &mut weights);
+        rows.format.unpack(row, None, &mut weights);
+        let scale = rows.scales.map_or(1.0, |scales| scales[n]);
         for m in range.clone() {
-            let starts = (0..rows.columns).step_by(rows.stretch);
-            let sums = starts.map(|start| {
-                let columns = start..rows.columns.min(start + rows.stretch);
-                match x {
+            let mut start = 0;
+            sums.clear();
+            for &end in rows.ends {
+                let columns = start..end;
+                start = end;
+                let sum = match x {
                     Activations::F32(x) => {
                         let x = &x[m * rows.columns..(m + 1) * rows.columns];
                         dot(&weights[columns.clone()], &x[columns])
                     }
                     Activations::Int8(x) => int8_dot(rows.format, row, columns, (x, m)),
-                }
-            });
-            out[(m - range.start) * out_stride + n] =
-                sums.reduce(|sum, next| sum + next).unwrap_or_default();
+                };
+                sums.push(sum * scale);
+            }
+            order::sum_rows(&mut sums, 1);
+            out[(m - range.start) * out_stride + n] = sums[0];
         }
     }
 }

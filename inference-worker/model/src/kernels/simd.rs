@@ -11,10 +11,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::int8::Int8Rows;
+use super::sums::{Sums, TILE_ROWS, Target};
 use super::{BLOCK, LANES, Rows};
-
-/// Weight rows that are computed together.
-const TILE_ROWS: usize = 4;
 
 /// Vectors of [`LANES`] f32 in the instructions of one CPU generation.
 pub(super) trait Simd: Copy {
@@ -126,27 +124,26 @@ struct Floats {
     batch: usize,
 }
 
-/// Four weight rows, or one that makes no tile, over one stretch of columns.
+/// Four weight rows, or one that makes no tile, over one chunk of columns.
 #[derive(Clone, Copy)]
-struct Stretch {
+struct Chunk {
     tile: Tile<u8>,
     /// First column, and number of columns.
     start: usize,
     len: usize,
-    /// First row, and number of rows whose sums count.
-    first: usize,
-    width: usize,
+    target: Target,
 }
 
-/// Every stretch of every tile, tile by tile.
-struct Stretches<'a> {
+/// Every chunk of every tile, tile by tile.
+struct Chunks<'a> {
     rows: &'a Rows<'a>,
     count: usize,
     first: usize,
     start: usize,
+    chunk: usize,
 }
 
-impl<'a> Stretches<'a> {
+impl<'a> Chunks<'a> {
     #[inline(always)]
     fn of(rows: &'a Rows<'a>) -> Self {
         Self {
@@ -154,57 +151,51 @@ impl<'a> Stretches<'a> {
             count: rows.count(),
             first: 0,
             start: 0,
+            chunk: 0,
         }
     }
 
     /// The next one. Not an iterator, whose adaptors would not be inlined.
     #[inline(always)]
-    fn take_next(&mut self) -> Option<Stretch> {
+    fn take_next(&mut self) -> Option<Chunk> {
         if self.first >= self.count {
             return None;
         }
         let rows = self.rows;
         let whole = self.first + TILE_ROWS <= self.count;
         let width = if whole { TILE_ROWS } else { 1 };
-        let (first, start) = (self.first, self.start);
-        let len = rows.stretch.min(rows.columns - start);
+        let (first, start, chunk) = (self.first, self.start, self.chunk);
+        let end = rows.ends[chunk];
         let block_bytes = rows.format.block_bytes();
         let row_bytes = rows.columns / BLOCK * block_bytes;
         let at = first * row_bytes + start / BLOCK * block_bytes;
-        self.start += len;
-        if self.start >= rows.columns {
+        let scales = match rows.scales {
+            None => [1.0; TILE_ROWS],
+            Some(scales) if whole => [0, 1, 2, 3].map(|row| scales[first + row]),
+            Some(scales) => [scales[first]; TILE_ROWS],
+        };
+        self.start = end;
+        self.chunk += 1;
+        if self.chunk == rows.ends.len() {
             self.start = 0;
+            self.chunk = 0;
             self.first += width;
         }
-        Some(Stretch {
+        Some(Chunk {
             tile: Tile {
                 // SAFETY: the row is below `count`, and the column in the row.
                 first: unsafe { rows.bytes.as_ptr().add(at) },
                 stride: if whole { row_bytes } else { 0 },
             },
             start,
-            len,
-            first,
-            width,
+            len: end - start,
+            target: Target {
+                first,
+                width,
+                scales,
+                chunk,
+            },
         })
-    }
-}
-
-/// Where sums go.
-struct Place<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-}
-
-impl Place<'_> {
-    /// Adds the sums over a stretch for activation row `m`.
-    #[inline(always)]
-    fn put(&mut self, stretch: &Stretch, m: usize, sums: [f32; TILE_ROWS]) {
-        let at = m * self.stride + stretch.first;
-        let out = &mut self.out[at..at + stretch.width];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if stretch.start > 0 { *out + sum } else { sum };
-        }
     }
 }
 
@@ -221,30 +212,37 @@ pub(super) unsafe fn matmul<S: Simd, U: Unpack<S>>(
 ) {
     let batch = x.len() / rows.columns;
     let mut panel = if batch > 1 && !U::IS_F32 {
-        vec![0.0_f32; TILE_ROWS * rows.stretch]
+        vec![0.0_f32; TILE_ROWS * longest(rows.ends)]
     } else {
         Vec::new()
     };
-    let mut place = Place { out, stride };
-    let mut stretches = Stretches::of(rows);
-    while let Some(stretch) = stretches.take_next() {
+    let mut sums = Sums::new(rows.ends.len(), batch, (out, stride));
+    let mut chunks = Chunks::of(rows);
+    while let Some(chunk) = chunks.take_next() {
         // SAFETY: each row of the tile and of `x` has `len` columns from `start`
-        // on; the panel has room for a stretch of each row.
+        // on; the panel has room for a chunk of each row.
         unsafe {
             let x = Floats {
-                first: x.as_ptr().add(stretch.start),
+                first: x.as_ptr().add(chunk.start),
                 stride: rows.columns,
                 batch,
             };
             if batch == 1 {
-                let sums = fused::<S, U>(stretch.tile, x.first, stretch.len);
-                place.put(&stretch, 0, sums);
+                let products = fused::<S, U>(chunk.tile, x.first, chunk.len);
+                sums.put(&chunk.target, 0, products);
             } else {
-                let tile = widened::<S, U>(stretch.tile, stretch.len, &mut panel);
-                over_batch::<S>(tile, x, &stretch, &mut place);
+                let tile = widened::<S, U>(chunk.tile, chunk.len, &mut panel);
+                over_batch::<S>(tile, x, &chunk, &mut sums);
             }
         }
     }
+}
+
+/// Columns of the longest chunk.
+fn longest(ends: &[usize]) -> usize {
+    let starts = [0].iter().chain(ends);
+    let lens = ends.iter().zip(starts).map(|(end, start)| end - start);
+    lens.max().unwrap_or_default()
 }
 
 /// See [`super::matmul`], for quantised weights.
@@ -258,37 +256,37 @@ pub(super) unsafe fn matmul_int8<S: Simd, D: Dot<S>>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let mut place = Place { out, stride };
-    let mut stretches = Stretches::of(rows);
-    while let Some(stretch) = stretches.take_next() {
+    let mut sums = Sums::new(rows.ends.len(), range.len(), (out, stride));
+    let mut chunks = Chunks::of(rows);
+    while let Some(chunk) = chunks.take_next() {
         let mut m = range.start;
         // SAFETY: each row of the tile and of `x` has `len` columns from `start`
         // on, and a tile takes no more activation rows than are left.
         unsafe {
             while D::TILE_BATCH >= 4 && range.end - m >= 4 {
-                let sums = int8_tile::<S, D, 4>(&stretch, x, m);
+                let products = int8_tile::<S, D, 4>(&chunk, x, m);
                 for j in 0..4 {
-                    place.put(&stretch, m + j - range.start, sums[j]);
+                    sums.put(&chunk.target, m + j - range.start, products[j]);
                 }
                 m += 4;
             }
             while m < range.end {
-                let sums = int8_tile::<S, D, 1>(&stretch, x, m);
-                place.put(&stretch, m - range.start, sums[0]);
+                let products = int8_tile::<S, D, 1>(&chunk, x, m);
+                sums.put(&chunk.target, m - range.start, products[0]);
                 m += 1;
             }
         }
     }
 }
 
-/// The sums of `M` activation rows from `m` on over a stretch.
+/// The sums of `M` activation rows from `m` on over a chunk.
 #[inline(always)]
 unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
-    stretch: &Stretch,
+    chunk: &Chunk,
     x: &Int8Rows,
     m: usize,
 ) -> [[f32; TILE_ROWS]; M] {
-    let blocks = stretch.len / BLOCK;
+    let blocks = chunk.len / BLOCK;
     let mut out = [[0.0; TILE_ROWS]; M];
     // SAFETY: as the caller says, all rows have these blocks, and there are `M`
     // activation rows from `m` on; behind their last block lies padding.
@@ -296,11 +294,11 @@ unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
         let mut sums = [[S::zero(); TILE_ROWS]; M];
         let mut block = 0;
         while block + 2 <= blocks {
-            int8_step::<S, D, M, true>(stretch, x, (m, block), &mut sums);
+            int8_step::<S, D, M, true>(chunk, x, (m, block), &mut sums);
             block += 2;
         }
         if block < blocks {
-            int8_step::<S, D, M, false>(stretch, x, (m, block), &mut sums);
+            int8_step::<S, D, M, false>(chunk, x, (m, block), &mut sums);
         }
         for j in 0..M {
             out[j] = S::sums(sums[j]);
@@ -312,12 +310,12 @@ unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
 /// Adds the products of two blocks, or of the last one.
 #[inline(always)]
 unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
-    stretch: &Stretch,
+    chunk: &Chunk,
     x: &Int8Rows,
     (m, block): (usize, usize),
     sums: &mut [[S::V; TILE_ROWS]; M],
 ) {
-    let tile = stretch.tile;
+    let tile = chunk.tile;
     let at = block * D::BLOCK_BYTES;
     // SAFETY: the caller's promise.
     unsafe {
@@ -331,7 +329,7 @@ unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
             D::weights::<BOTH>(tile.at(3, at)),
         ];
         for j in 0..M {
-            let at = (m + j) * x.blocks + stretch.start / BLOCK + block;
+            let at = (m + j) * x.blocks + chunk.start / BLOCK + block;
             let values = D::values(
                 x.values.as_ptr().add(at * BLOCK),
                 x.scales.as_ptr().add(at),
@@ -384,7 +382,7 @@ unsafe fn widened<S: Simd, U: Unpack<S>>(
     let panel = panel.as_mut_ptr();
     for row in 0..TILE_ROWS {
         for block in 0..len / BLOCK {
-            // SAFETY: the panel holds `TILE_ROWS` stretches of at least `len`.
+            // SAFETY: the panel holds `TILE_ROWS` chunks of at least `len`.
             unsafe {
                 let from = tile.at(row, block * U::BLOCK_BYTES);
                 U::unpack(from, panel.add(row * len + block * BLOCK));
@@ -399,25 +397,20 @@ unsafe fn widened<S: Simd, U: Unpack<S>>(
 
 /// Several activation rows against widened weights, a register tile at a time.
 #[inline(always)]
-unsafe fn over_batch<S: Simd>(
-    tile: Tile<f32>,
-    x: Floats,
-    stretch: &Stretch,
-    place: &mut Place<'_>,
-) {
+unsafe fn over_batch<S: Simd>(tile: Tile<f32>, x: Floats, chunk: &Chunk, out: &mut Sums<'_>) {
     let mut m = 0;
     // SAFETY: a register tile takes no more activation rows than are left.
     unsafe {
         while S::TILE_BATCH >= 6 && x.batch - m >= 6 {
-            let sums = float_tile::<S, 6>(tile, stretch.len, x, m);
+            let sums = float_tile::<S, 6>(tile, chunk.len, x, m);
             for j in 0..6 {
-                place.put(stretch, m + j, sums[j]);
+                out.put(&chunk.target, m + j, sums[j]);
             }
             m += 6;
         }
         while m < x.batch {
-            let sums = float_tile::<S, 1>(tile, stretch.len, x, m);
-            place.put(stretch, m, sums[0]);
+            let sums = float_tile::<S, 1>(tile, chunk.len, x, m);
+            out.put(&chunk.target, m, sums[0]);
             m += 1;
         }
     }
