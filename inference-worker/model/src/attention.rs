@@ -279,7 +279,7 @@ impl Tile<'_> {
         let count = values.len() / self.head_dim;
         let weights: [&[f32]; M] = std::array::from_fn(|head| &scores[head * stride..][..count]);
         let out = &mut out[..M * self.head_dim];
-        kernels::weighted_sum(self.isa, weights, values, out);
+        kernels::weighted_sum(self.isa, weights, values.into(), out);
         M
     }
 }

@@ -293,7 +293,7 @@ impl Noise {
         let size = (3.0 / columns as f32).sqrt();
         let mut bytes = Vec::with_capacity(rows * format.row_bytes(columns));
         match format {
-            Format::F32 => {
+            Format::F32 | Format::F8E4M3 => {
                 bytes.extend((0..rows * columns).flat_map(|_| (size * self.next()).to_le_bytes()));
             }
             Format::F16 => bytes.extend(

@@ -197,3 +197,94 @@ impl CustomOp1 for Linear {
         Ok((CpuStorage::F32(out), Shape::from((batch, rows.count()))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::buffer::Buffer;
+
+    fn weight(bytes: usize) -> WeightBytes {
+        let mut buffer = Buffer::zeroed(bytes).expect("small");
+        for (byte, number) in buffer.iter_mut().zip(0_u32..) {
+            // FP8 values of an exponent that varies little.
+            *byte = 0x30 | (number.wrapping_mul(0x9E37_79B9) >> 24).to_le_bytes()[0] & 0x8F;
+        }
+        buffer.into()
+    }
+
+    fn form(columns: usize, ends: &[usize], scales: usize) -> MatrixForm {
+        MatrixForm {
+            format: Format::F8E4M3,
+            columns,
+            ends: ends.into(),
+            scales: Some((0..scales).map(|row| 1.0 / (row + 1) as f32).collect()),
+        }
+    }
+
+    #[test]
+    fn a_form_that_does_not_fit_is_named() {
+        let refused = |bytes, form| {
+            Matrix::new(weight(bytes), form)
+                .expect_err("does not fit")
+                .to_string()
+        };
+        for ends in [&[][..], &[0, 64], &[32], &[33, 64], &[64, 64], &[32, 96]] {
+            assert_eq!(
+                refused(128, form(64, ends, 2)),
+                format!(
+                    "chunks that end at {ends:?} of 64 columns; they end at ascending multiples of 32, the last at the last column"
+                )
+            );
+        }
+        assert_eq!(
+            refused(127, form(64, &[32, 64], 2)),
+            "127 bytes are no whole rows of 64 bytes"
+        );
+        assert_eq!(refused(128, form(64, &[32, 64], 3)), "3 scales for 2 rows");
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_bits_of_the_rows() {
+        const COLUMNS: usize = 1536;
+        const ROWS: usize = 333;
+        let form = form(COLUMNS, &[512, 992, COLUMNS], ROWS);
+        let matrix = Matrix::new(weight(ROWS * COLUMNS), form).expect("fits");
+        let x: Vec<f32> = (0..70 * COLUMNS).map(|i| (i as f32).sin()).collect();
+        let x = Tensor::from_vec(x, (70, COLUMNS), &Device::Cpu).expect("tensor");
+        let product = |threads: usize, x: &Tensor| {
+            let threads = Arc::new(Threads::new(threads).expect("threads"));
+            let linear = Linear::new(matrix.clone(), Isa::best(), threads);
+            let out = linear.forward(x).expect("shapes fit");
+            out.to_vec2::<f32>().expect("a matrix")
+        };
+        let all = product(1, &x);
+        assert_eq!((all.len(), all[0].len()), (70, ROWS));
+        assert_eq!(all, product(3, &x));
+        let last = x.narrow(0, 69, 1).and_then(|x| x.contiguous());
+        assert_eq!(all[69..], product(2, &last.expect("a row")));
+
+        let mut row = vec![0.0; COLUMNS];
+        matrix.rows().unpack_row(7, &mut row);
+        let x = x.to_vec2::<f32>().expect("a matrix");
+        let products = row
+            .iter()
+            .zip(&x[5])
+            .map(|(w, x)| f64::from(*w) * f64::from(*x));
+        assert!((products.sum::<f64>() - f64::from(all[5][7])).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_wrong_width_is_refused() {
+        let matrix = Matrix::new(weight(64), MatrixForm::plain(Format::F8E4M3, 64));
+        let threads = Arc::new(Threads::new(1).expect("threads"));
+        let linear = Linear::new(matrix.expect("fits"), Isa::best(), threads);
+        let x = Tensor::from_vec(vec![0.0_f32; 32], (1, 32), &Device::Cpu).expect("tensor");
+        let error = linear.forward(&x).expect_err("32 of 64").to_string();
+        assert!(
+            error.contains("32 values for a matrix of 64 columns"),
+            "{error}"
+        );
+    }
+}

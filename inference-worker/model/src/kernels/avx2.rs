@@ -8,13 +8,14 @@
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_and_si128, _mm_cvtph_ps,
     _mm_cvtsi32_si128, _mm_loadu_si128, _mm_move_ss, _mm_movehdup_ps, _mm_prefetch, _mm_set1_epi8,
-    _mm_setzero_ps, _mm_srli_epi16, _mm_storeu_ps, _mm_sub_epi8, _mm256_add_ps,
+    _mm_setzero_ps, _mm_srli_epi16, _mm_storeu_ps, _mm_sub_epi8, _mm256_add_ps, _mm256_and_si256,
     _mm256_broadcast_ss, _mm256_broadcastss_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16,
-    _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
-    _mm256_zextps128_ps256,
+    _mm256_castsi256_si128, _mm256_cmpeq_epi16, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16, _mm256_mul_ps,
+    _mm256_or_si256, _mm256_permute4x64_epi64, _mm256_set1_epi16, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm256_zextps128_ps256,
 };
 
 use half::f16;
@@ -170,6 +171,7 @@ impl<T: Quarters> Unpack<Avx2> for T {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
+pub(super) struct F8E4M3;
 
 impl Quarters for F32 {
     const BYTES: usize = 128;
@@ -220,6 +222,41 @@ impl Quarters for Bf16 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words_8(block.add(48)))),
             ]
         }
+    }
+}
+
+impl Quarters for F8E4M3 {
+    const BYTES: usize = 32;
+
+    #[inline(always)]
+    unsafe fn quarters(block: *const u8) -> [__m256; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [a, b] = eighths(block);
+            let [c, d] = eighths(block.add(16));
+            [a, b, c, d]
+        }
+    }
+}
+
+/// 16 FP8 values. They become halves first, whose exponent counts from 15 and not
+/// from 7: a conversion of small halves is as fast as any, a product of small
+/// floats is not.
+#[inline(always)]
+unsafe fn eighths(at: *const u8) -> [__m256; 2] {
+    // SAFETY: the caller's promise: 16 bytes at `at`.
+    unsafe {
+        let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast()));
+        let magnitude = _mm256_set1_epi16(0x007F);
+        let is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(words, magnitude), magnitude);
+        // The sign was extended to all upper bits; one of them is kept.
+        let sign_and_magnitude = _mm256_set1_epi16(!0x407F);
+        let halves = _mm256_and_si256(_mm256_slli_epi16::<7>(words), sign_and_magnitude);
+        let halves = _mm256_or_si256(halves, is_nan);
+        let rebias = _mm256_set1_ps(256.0);
+        let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+        let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+        [_mm256_mul_ps(low, rebias), _mm256_mul_ps(high, rebias)]
     }
 }
 

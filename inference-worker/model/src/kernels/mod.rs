@@ -41,6 +41,8 @@ pub(crate) use vector::mean_square;
 
 use std::ops::Range;
 
+use half::f16;
+
 use crate::gguf::GgmlType;
 use int8::Int8Rows;
 
@@ -61,6 +63,10 @@ pub enum Format {
     F16,
     /// The upper half of a 32-bit float.
     Bf16,
+    /// FP8 with four exponent bits (E4M3FN of the Open Compute Project): up to
+    /// ±448, no infinities, NaN where all bits but the sign are set. Only together
+    /// with a scale a row does it reach the size of weights.
+    F8E4M3,
     /// `d·(q − 8)`: an f16 `d`, then 32 nibbles; byte j holds values j (low) and
     /// j + 16 (high).
     Q4_0,
@@ -72,10 +78,11 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
+        Self::F8E4M3,
         Self::Q4_0,
         Self::Q4_1,
         Self::Q8_0,
@@ -87,6 +94,7 @@ impl Format {
             Self::F32 => Some(GgmlType::F32),
             Self::F16 => Some(GgmlType::F16),
             Self::Bf16 => Some(GgmlType::BF16),
+            Self::F8E4M3 => None,
             Self::Q4_0 => Some(GgmlType::Q4_0),
             Self::Q4_1 => Some(GgmlType::Q4_1),
             Self::Q8_0 => Some(GgmlType::Q8_0),
@@ -105,6 +113,7 @@ impl Format {
         match self {
             Self::F32 => 4 * BLOCK,
             Self::F16 | Self::Bf16 => 2 * BLOCK,
+            Self::F8E4M3 => BLOCK,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q8_0 => 34,
@@ -130,6 +139,27 @@ impl Format {
     }
 }
 
+/// Rows of a KV cache.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// 32-bit floats.
+    F32(&'a [f32]),
+}
+
+impl<'a> From<&'a [f16]> for Values<'a> {
+    fn from(values: &'a [f16]) -> Self {
+        Self::F16(values)
+    }
+}
+
+impl<'a> From<&'a [f32]> for Values<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::F32(values)
+    }
+}
+
 /// Activation rows in the form that a weight format multiplies.
 #[derive(Clone, Debug)]
 pub(crate) enum Activations<'a> {
@@ -143,7 +173,7 @@ impl<'a> Activations<'a> {
     /// Rows of `columns`, for weights in `format`.
     pub(crate) fn new(isa: Isa, format: Format, x: &'a [f32], columns: usize) -> Self {
         match format {
-            Format::F32 | Format::F16 | Format::Bf16 => Self::F32(x),
+            Format::F32 | Format::F16 | Format::Bf16 | Format::F8E4M3 => Self::F32(x),
             Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => {
                 Self::Int8(arch::quantize(isa, x, columns))
             }

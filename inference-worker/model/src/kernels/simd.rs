@@ -53,6 +53,29 @@ pub(super) trait Simd: Copy {
     unsafe fn sums(vectors: [Self::V; TILE_ROWS]) -> [f32; TILE_ROWS];
 }
 
+/// A type of single values that load as a vector of `S`.
+pub(super) trait Load<S: Simd>: Copy {
+    /// # Safety
+    /// The CPU has the instructions, and `from` points to [`LANES`] values.
+    unsafe fn load(from: *const Self) -> S::V;
+}
+
+impl<S: Simd> Load<S> for f32 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(from) }
+    }
+}
+
+impl<S: Simd> Load<S> for f16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_halves(from) }
+    }
+}
+
 /// A storage type in the instructions of `S`.
 pub(super) trait Unpack<S: Simd> {
     /// Bytes of [`BLOCK`] values.
@@ -460,9 +483,9 @@ unsafe fn float_tile<S: Simd, const M: usize>(
 /// The CPU has the instructions; every weight row has `count` weights, `values`
 /// holds `count` rows as wide as those of `out`, a multiple of [`BLOCK`].
 #[inline(always)]
-pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
+pub(super) unsafe fn weighted_sum<S: Simd, V: Load<S>, const M: usize>(
     weights: [&[f32]; M],
-    values: &[f16],
+    values: &[V],
     out: &mut [f32],
 ) {
     const VECTORS: usize = 2;
@@ -483,7 +506,7 @@ pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
                 let row = values.as_ptr().add(t * width + from);
                 let mut value = [S::zero(); VECTORS];
                 for (v, value) in value.iter_mut().enumerate() {
-                    *value = S::load_halves(row.add(v * LANES));
+                    *value = V::load(row.add(v * LANES));
                 }
                 for m in 0..M {
                     let weight = S::splat(*weights[m].get_unchecked(t));

@@ -1,7 +1,7 @@
 //! Every instruction set against plain arithmetic, every format against candle.
 
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -24,6 +24,7 @@ fn packed(format: Format, values: &[f32]) -> Vec<u8> {
                 .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
                 .collect();
         }
+        Format::F8E4M3 => return values.iter().map(|v| nearest_f8(*v)).collect(),
         Format::Q4_0 => GgmlDType::Q4_0,
         Format::Q4_1 => GgmlDType::Q4_1,
         Format::Q8_0 => GgmlDType::Q8_0,
@@ -31,6 +32,18 @@ fn packed(format: Format, values: &[f32]) -> Vec<u8> {
     let tensor = Tensor::from_slice(values, values.len(), &Device::Cpu).expect("tensor");
     let quantized = QTensor::quantize(&tensor, dtype).expect("quantizes");
     quantized.data().expect("bytes").into_owned()
+}
+
+/// The byte of the FP8 value nearest to `value`.
+fn nearest_f8(value: f32) -> u8 {
+    let mut all = [0.0; 256];
+    let bytes: Vec<u8> = (0..=255).collect();
+    Format::F8E4M3.unpack(&bytes, None, &mut all);
+    let distance = |byte: &u8| (all[usize::from(*byte)] - value).abs();
+    let numbers = bytes.into_iter().filter(|byte| byte & 0x7F != 0x7F);
+    numbers
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+        .expect("there are some")
 }
 
 /// Ends of the chunks of `blocks` blocks, cut behind each whose bit is set.
@@ -95,7 +108,61 @@ fn formats_and_ggml_types_match() {
             assert_eq!(ggml_type.block_bytes(), Some(bytes * len / BLOCK as u64));
         }
     }
+    assert_eq!(Format::F8E4M3.ggml_type(), None);
     assert_eq!(Format::from_ggml(GgmlType(12)), None, "Q4_K");
+}
+
+/// Bits, with one pattern for all that are not a number.
+fn bits(values: &[f32]) -> Vec<u32> {
+    let bits = |value: &f32| {
+        if value.is_nan() {
+            u32::MAX
+        } else {
+            value.to_bits()
+        }
+    };
+    values.iter().map(bits).collect()
+}
+
+#[test]
+fn every_fp8_value_widens_exactly() {
+    let bytes: Vec<u8> = (0..=255).collect();
+    let theirs: Vec<f32> = Tensor::from_raw_buffer(&bytes, DType::F8E4M3, &[256], &Device::Cpu)
+        .and_then(|tensor| tensor.to_dtype(DType::F32)?.to_vec1())
+        .expect("widens");
+    let mut ours = vec![0.0; 256];
+    Format::F8E4M3.unpack(&bytes, None, &mut ours);
+    assert_eq!(bits(&ours), bits(&theirs));
+    assert_eq!(
+        bits(&[ours[1], ours[0x7E], ours[0x88]]),
+        bits(&[1.0 / 512.0, 448.0, -1.0 / 64.0])
+    );
+    assert!(ours[0x7F].is_nan() && ours[0xFF].is_nan());
+
+    // A row for each value, which stands alone in it; +0.0 where the value is -0.0.
+    let mut matrix = vec![0; 256 * BLOCK];
+    for (row, byte) in matrix.chunks_exact_mut(BLOCK).zip(&bytes) {
+        row[usize::from(byte % 32)] = *byte;
+    }
+    ours[0x80] = 0.0;
+    let rows = Rows {
+        format: Format::F8E4M3,
+        bytes: &matrix,
+        columns: BLOCK,
+        ends: &[BLOCK],
+        scales: None,
+    };
+    let x = vec![1.0; 7 * BLOCK];
+    for isa in Isa::available() {
+        for batch in [1, 7] {
+            let mut out = vec![0.5; batch * 256];
+            let x = Activations::new(isa, rows.format, &x[..batch * BLOCK], BLOCK);
+            matmul(isa, &rows, &x, 0..batch, (&mut out, 256));
+            for out in out.chunks(256) {
+                assert_eq!(bits(out), bits(&ours), "{}", isa.name());
+            }
+        }
+    }
 }
 
 /// A matrix with one scale a row is kept as blocks whose own scale is 1.
@@ -277,17 +344,21 @@ proptest! {
     #[test]
     fn weighted_sums_and_vector_functions_agree(seed in any::<u32>(), count in 0_usize..40, blocks in 1_usize..5) {
         let width = blocks * BLOCK;
-        let values: Vec<f16> = noise(seed, count * width).into_iter().map(f16::from_f32).collect();
+        let halves: Vec<f16> = noise(seed, count * width).into_iter().map(f16::from_f32).collect();
+        let floats: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
         let weights = noise(seed ^ 9, 3 * count);
         let row = |m: usize| &weights[m * count..][..count];
         let start = noise(seed ^ 5, 3 * width);
         let mut first: Option<Vec<f32>> = None;
         for isa in Isa::available() {
             let mut out = start.clone();
-            weighted_sum(isa, [row(0), row(1), row(2)], &values, &mut out);
+            weighted_sum(isa, [row(0), row(1), row(2)], floats.as_slice().into(), &mut out);
+            let mut of_halves = start.clone();
+            weighted_sum(isa, [row(0), row(1), row(2)], halves.as_slice().into(), &mut of_halves);
+            prop_assert_eq!(&of_halves, &out, "{}", isa.name());
             for m in 0..3 {
                 for i in 0..width {
-                    let column: Vec<f32> = values.chunks(width).map(|row| row[i].to_f32()).collect();
+                    let column: Vec<f32> = floats.chunks(width).map(|row| row[i]).collect();
                     let (sum, bound) = exact(&column, row(m));
                     let expected = sum + f64::from(start[m * width + i]);
                     prop_assert!((f64::from(out[m * width + i]) - expected).abs() <= bound + 1e-6);
