@@ -273,6 +273,7 @@ impl<T: Blocks> Dot<Avx512> for T {
     const TILE_BATCH: usize = 4;
     type Weights = Pair;
     type Values = PairValues;
+    type Wide = T;
 
     #[inline(always)]
     unsafe fn weights<const BOTH: bool>(at: *const u8) -> Pair {

@@ -105,6 +105,16 @@ pub(super) trait Dot<S: Simd> {
     type Weights: Copy;
     /// Activations of a step.
     type Values: Copy;
+    /// Whether weights that meet several activation rows are widened first, once.
+    const WIDENS: bool = false;
+    /// The type that they become.
+    type Wide: Dot<S>;
+
+    /// Writes a block in the wide type.
+    /// # Safety
+    /// The CPU has the instructions, `block` points to a block, and `out` has room
+    /// for a wide one.
+    unsafe fn widen(_block: *const u8, _out: *mut u8) {}
 
     /// The weights of a block and, where there are `BOTH`, of the next.
     /// # Safety
@@ -279,25 +289,71 @@ pub(super) unsafe fn matmul_int8<S: Simd, D: Dot<S>>(
     out: &mut [f32],
     stride: usize,
 ) {
+    let widens = D::WIDENS && range.len() > 1;
+    let mut panel = if widens {
+        vec![0; TILE_ROWS * longest(rows.ends) / BLOCK * D::Wide::BLOCK_BYTES]
+    } else {
+        Vec::new()
+    };
     let mut sums = Sums::new(rows.ends.len(), range.len(), (out, stride));
     let mut chunks = Chunks::of(rows);
-    while let Some(chunk) = chunks.take_next() {
-        let mut m = range.start;
+    while let Some(mut chunk) = chunks.take_next() {
         // SAFETY: each row of the tile and of `x` has `len` columns from `start`
-        // on, and a tile takes no more activation rows than are left.
+        // on; the panel has room for a chunk of each row.
         unsafe {
-            while D::TILE_BATCH >= 4 && range.end - m >= 4 {
-                let products = int8_tile::<S, D, 4>(&chunk, x, m);
-                for j in 0..4 {
-                    sums.put(&chunk.target, m + j - range.start, products[j]);
-                }
-                m += 4;
+            if widens {
+                chunk.tile = wide::<S, D>(&chunk, &mut panel);
+                int8_over_batch::<S, D::Wide>(&chunk, (x, range.clone()), &mut sums);
+            } else {
+                int8_over_batch::<S, D>(&chunk, (x, range.clone()), &mut sums);
             }
-            while m < range.end {
-                let products = int8_tile::<S, D, 1>(&chunk, x, m);
-                sums.put(&chunk.target, m - range.start, products[0]);
-                m += 1;
+        }
+    }
+}
+
+/// The tile's rows in the wide type, in `panel`.
+#[inline(always)]
+unsafe fn wide<S: Simd, D: Dot<S>>(chunk: &Chunk, panel: &mut [u8]) -> Tile<u8> {
+    let blocks = chunk.len / BLOCK;
+    let stride = blocks * D::Wide::BLOCK_BYTES;
+    for row in 0..TILE_ROWS {
+        for block in 0..blocks {
+            // SAFETY: the panel holds `TILE_ROWS` chunks of at least `len`.
+            unsafe {
+                let from = chunk.tile.at(row, block * D::BLOCK_BYTES);
+                S::prefetch(from.wrapping_add(TILE_ROWS * chunk.tile.stride));
+                let to = row * stride + block * D::Wide::BLOCK_BYTES;
+                D::widen(from, panel.as_mut_ptr().add(to));
             }
+        }
+    }
+    Tile {
+        first: panel.as_ptr(),
+        stride,
+    }
+}
+
+/// Activation rows against quantised weights, a register tile at a time.
+#[inline(always)]
+unsafe fn int8_over_batch<S: Simd, D: Dot<S>>(
+    chunk: &Chunk,
+    (x, range): (&Int8Rows, Range<usize>),
+    out: &mut Sums<'_>,
+) {
+    let mut m = range.start;
+    // SAFETY: a register tile takes no more activation rows than are left.
+    unsafe {
+        while D::TILE_BATCH >= 4 && range.end - m >= 4 {
+            let sums = int8_tile::<S, D, 4>(chunk, x, m);
+            for j in 0..4 {
+                out.put(&chunk.target, m + j - range.start, sums[j]);
+            }
+            m += 4;
+        }
+        while m < range.end {
+            let sums = int8_tile::<S, D, 1>(chunk, x, m);
+            out.put(&chunk.target, m - range.start, sums[0]);
+            m += 1;
         }
     }
 }
@@ -345,6 +401,16 @@ unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
         for row in 0..TILE_ROWS {
             S::prefetch(tile.at(row, at).wrapping_add(TILE_ROWS * tile.stride));
         }
+        let first = m * x.blocks + chunk.start / BLOCK + block;
+        if M == 1 {
+            // Weights one by one, so that few registers suffice.
+            let values = values_at::<S, D>(x, first);
+            for i in 0..TILE_ROWS {
+                let weights = D::weights::<BOTH>(tile.at(i, at));
+                sums[0][i] = D::step(weights, values, sums[0][i]);
+            }
+            return;
+        }
         let weights = [
             D::weights::<BOTH>(tile.at(0, at)),
             D::weights::<BOTH>(tile.at(1, at)),
@@ -352,16 +418,24 @@ unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
             D::weights::<BOTH>(tile.at(3, at)),
         ];
         for j in 0..M {
-            let at = (m + j) * x.blocks + chunk.start / BLOCK + block;
-            let values = D::values(
-                x.values.as_ptr().add(at * BLOCK),
-                x.scales.as_ptr().add(at),
-                x.sums.as_ptr().add(at),
-            );
+            let values = values_at::<S, D>(x, first + j * x.blocks);
             for i in 0..TILE_ROWS {
                 sums[j][i] = D::step(weights[i], values, sums[j][i]);
             }
         }
+    }
+}
+
+/// The activations of the blocks from `block` on.
+#[inline(always)]
+unsafe fn values_at<S: Simd, D: Dot<S>>(x: &Int8Rows, block: usize) -> D::Values {
+    // SAFETY: the caller's promise: there is such a block, and one behind it.
+    unsafe {
+        D::values(
+            x.values.as_ptr().add(block * BLOCK),
+            x.scales.as_ptr().add(block),
+            x.sums.as_ptr().add(block),
+        )
     }
 }
 

@@ -8,7 +8,7 @@ pub(super) const TILE_ROWS: usize = 4;
 /// Rows of a tile whose sums go to one place.
 #[derive(Clone, Copy)]
 pub(super) struct Target {
-    /// First row, and number of rows whose sums count.
+    /// First row, and number of rows whose sums count: all, or the first.
     pub(super) first: usize,
     pub(super) width: usize,
     /// A factor for each row.
@@ -55,15 +55,19 @@ impl<'a> Sums<'a> {
     /// in order.
     #[inline(always)]
     pub(super) fn put(&mut self, target: &Target, m: usize, mut sums: [f32; TILE_ROWS]) {
-        for (sum, scale) in sums.iter_mut().zip(target.scales) {
-            *sum *= scale;
+        for row in 0..TILE_ROWS {
+            sums[row] *= target.scales[row];
         }
         let mut part = target.chunk;
         for (level, parts) in self.parts.iter().enumerate() {
             let run = &mut self.runs[level * self.batch + m];
             let begins = part.is_multiple_of(*parts);
-            for (run, sum) in run.iter_mut().zip(sums) {
-                *run = if begins { sum } else { *run + sum };
+            for row in 0..TILE_ROWS {
+                run[row] = if begins {
+                    sums[row]
+                } else {
+                    run[row] + sums[row]
+                };
             }
             if !(part + 1).is_multiple_of(*parts) {
                 return;
@@ -73,8 +77,16 @@ impl<'a> Sums<'a> {
         }
         let at = m * self.stride + target.first;
         let out = &mut self.out[at..at + target.width];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if part > 0 { *out + sum } else { sum };
+        if let Some(out) = out.first_chunk_mut::<TILE_ROWS>() {
+            for row in 0..TILE_ROWS {
+                out[row] = if part > 0 {
+                    out[row] + sums[row]
+                } else {
+                    sums[row]
+                };
+            }
+        } else {
+            out[0] = if part > 0 { out[0] + sums[0] } else { sums[0] };
         }
     }
 }
@@ -89,33 +101,36 @@ mod tests {
             let value = |chunk: usize, m: usize, row: usize| {
                 ((chunk * 7919 + m * 331 + row) % 1013) as f32 * [1e-3, 1.0, 1e3][chunk % 3]
             };
-            let mut out = [f32::NAN; 9];
-            let mut sums = Sums::new(chunks, 2, (&mut out, 5));
-            for chunk in 0..chunks {
-                let target = Target {
-                    first: 1,
-                    width: 3,
-                    scales: [3.0, 0.1, 1.0, f32::NAN],
-                    chunk,
-                };
-                for m in 0..2 {
-                    sums.put(&target, m, [0, 1, 2, 3].map(|row| value(chunk, m, row)));
+            let scales = [3.0, 0.1, 1.0, 0.7];
+            let mut out = [f32::NAN; 12];
+            let mut sums = Sums::new(chunks, 2, (&mut out, 6));
+            for (first, width) in [(0, 4), (4, 1)] {
+                for chunk in 0..chunks {
+                    let target = Target {
+                        first,
+                        width,
+                        scales,
+                        chunk,
+                    };
+                    for m in 0..2 {
+                        sums.put(&target, m, [0, 1, 2, 3].map(|row| value(chunk, m, row)));
+                    }
                 }
             }
             for m in 0..2 {
-                for (row, scale) in [3.0, 0.1, 1.0].into_iter().enumerate() {
+                for (at, row) in [0, 1, 2, 3, 0].into_iter().enumerate() {
                     let mut all: Vec<f32> = (0..chunks)
-                        .map(|chunk| scale * value(chunk, m, row))
+                        .map(|chunk| scales[row] * value(chunk, m, row))
                         .collect();
                     order::sum_rows(&mut all, 1);
                     assert_eq!(
-                        out[m * 5 + 1 + row].to_bits(),
+                        out[m * 6 + at].to_bits(),
                         all[0].to_bits(),
                         "{chunks} chunks"
                     );
                 }
+                assert!(out[m * 6 + 5].is_nan(), "behind the rows");
             }
-            assert!(out[0].is_nan() && out[4].is_nan() && out[5].is_nan());
         }
     }
 }

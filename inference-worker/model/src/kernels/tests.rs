@@ -169,11 +169,13 @@ fn every_fp8_value_widens_exactly() {
 #[test]
 fn int8_rows_with_a_scale_are_exact() {
     const COLUMNS: usize = 5 * BLOCK;
-    let integers: Vec<i8> = (0..=255_u8)
+    let mut integers: Vec<i8> = (0..=255_u8)
         .cycle()
         .zip(0..6 * COLUMNS)
         .map(|(byte, i)| byte.rotate_left(u32::from(i % 7 == 0)).cast_signed())
         .collect();
+    // The largest products there are.
+    integers[..COLUMNS].fill(-128);
     let bytes: Vec<u8> = integers
         .chunks(BLOCK)
         .flat_map(|block| {
@@ -196,16 +198,21 @@ fn int8_rows_with_a_scale_are_exact() {
         assert_eq!(values, expected.collect::<Vec<f32>>());
     }
     // Integers up to 127, so that activations are quantised with a scale of 1.
-    let x: Vec<i16> = (0..3 * COLUMNS)
+    let mut x: Vec<i16> = (0..3 * COLUMNS)
         .map(|i| i16::try_from(i * 89 % 128).expect("small") - 64)
         .zip((0..BLOCK).cycle())
         .map(|(x, i)| if i == 0 { 127 } else { x })
         .collect();
+    x[..COLUMNS].fill(127);
+    x[COLUMNS..2 * COLUMNS].fill(-127);
     let floats: Vec<f32> = x.iter().map(|x| f32::from(*x)).collect();
     for isa in Isa::available() {
         let activations = Activations::new(isa, rows.format, &floats, COLUMNS);
         let mut out = vec![f32::NAN; 3 * 6];
         matmul(isa, &rows, &activations, 0..3, (&mut out, 6));
+        let mut alone = vec![f32::NAN; 6];
+        matmul(isa, &rows, &activations, 1..2, (&mut alone, 6));
+        assert_eq!(alone, out[6..12], "{}", isa.name());
         for (out, x) in out.chunks(6).zip(x.chunks(COLUMNS)) {
             let expected = integers.chunks(COLUMNS).zip(scales).map(|(row, scale)| {
                 let products = row
