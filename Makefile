@@ -8,6 +8,8 @@ export PATH := $(TOOLS)/bin:$(HOME)/.cargo/bin:$(PATH)
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 # Tests with the real model find it here; without it they say so and skip.
 export LLAMA_TEST_MODEL := $(MODEL)
+# The same for tests with the real tokenizers and chat templates.
+export LLAMA_TEST_TOKENIZERS := $(CACHE)/tokenizers
 
 CARGO := cargo
 SHELL := /bin/bash

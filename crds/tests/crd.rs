@@ -7,7 +7,7 @@ use std::path::Path;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use llama_crds::v1alpha1::{
     Accelerator, ConditionType, LlamaDeployment, MAX_GROUP_ENTRIES, MAX_GROUPS, MAX_NAME_LENGTH,
-    MIN_MEMORY_BYTES, Reason,
+    MAX_RANKS, MIN_MEMORY_BYTES, Reason,
 };
 use serde_json::Value;
 
@@ -76,6 +76,9 @@ fn limits_of_the_schema_are_the_constants() {
     assert_eq!(groups["maxItems"].as_u64(), Some(MAX_GROUP_ENTRIES as u64));
     let rules = schema["x-kubernetes-validations"].to_string();
     assert!(rules.contains(&format!("size(self.metadata.name) <= {MAX_NAME_LENGTH}")));
+    let parallelism = &schema["properties"]["spec"]["properties"]["parallelism"];
+    let rules = parallelism["x-kubernetes-validations"].to_string();
+    assert!(rules.contains(&format!("self.tensor * self.pipeline <= {MAX_RANKS}")));
     let memory = &schema["properties"]["spec"]["properties"]["resources"]["properties"]["memory"];
     let least = format!("quantity('{}Mi')", MIN_MEMORY_BYTES >> 20);
     assert!(
@@ -132,6 +135,8 @@ fn rust_defaults_are_the_schema_s() {
     assert_eq!(default(&["replicas"]), spec.replicas);
     assert_eq!(default(&["suspend"]), spec.suspend);
     assert_eq!(default(&["parallelism", "tensor"]), spec.parallelism.tensor);
+    let pipeline = default(&["parallelism", "pipeline"]);
+    assert_eq!(pipeline, spec.parallelism.pipeline);
     assert_eq!(default(&["parallelism", "nodes"]), spec.parallelism.nodes);
     assert_eq!(
         default(&["resources", "gpu", "resourceName"]),

@@ -104,6 +104,7 @@ pub fn of_model(error: &ModelError) -> Failure {
         ModelErrorCategory::ModelUnsupported => FailureCategory::ModelUnsupported,
         ModelErrorCategory::InvalidLayout => FailureCategory::InvalidLayout,
         ModelErrorCategory::InsufficientMemory => FailureCategory::InsufficientMemory,
+        ModelErrorCategory::OutputFailed => FailureCategory::Internal,
     };
     Failure::from_error(category, error)
 }

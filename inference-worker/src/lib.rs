@@ -7,12 +7,17 @@
 
 pub mod cgroup;
 pub mod comm;
+mod digest;
 pub mod engine;
 pub mod failure;
+pub mod logits;
 pub mod metrics;
 pub mod openai;
+pub mod plan;
+mod quantity;
 pub mod rank;
 pub mod scheduler;
 pub mod server;
+pub mod shard;
 pub mod supervisor;
 pub mod telemetry;

@@ -4,7 +4,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use llama_contract::{FailureCategory, RENDEZVOUS_TOKEN_ENV};
+use llama_worker::failure::{Failure, of_model};
+use llama_worker::logits::{self, LogitsArgs};
+use llama_worker::plan::{PlanArgs, Report};
 use llama_worker::rank::{self, RankError, args::RankArgs};
+use llama_worker::shard::{self, ShardArgs};
 use llama_worker::supervisor::{self, args::ServeArgs};
 use llama_worker::telemetry::{self, LOG_FORMAT_ENV, LogFormat};
 
@@ -23,6 +27,12 @@ struct Cli {
 enum Command {
     /// Runs one pod of a group.
     Serve(ServeArgs),
+    /// Says what memory a model takes in a layout, from its headers.
+    Plan(PlanArgs),
+    /// Writes the logits after every token of a sequence.
+    Logits(LogitsArgs),
+    /// Writes a model cut for the ranks of a layout, one file a rank.
+    Shard(ShardArgs),
     /// Runs one rank; started by `serve`.
     #[command(hide = true)]
     Rank(RankArgs),
@@ -36,6 +46,16 @@ fn main() -> anyhow::Result<ExitCode> {
         .filter(|token| !token.is_empty());
     let code = match cli.command {
         Command::Serve(args) => supervisor::run(&args, cli.log_format, token.as_deref()),
+        Command::Plan(args) => Report::new(&args).map_or_else(
+            |error| refuse(&of_model(&error)),
+            |report| show(&report, args.json),
+        ),
+        Command::Logits(args) => {
+            logits::run(&args, token.as_deref()).map_or_else(|failure| refuse(&failure), |()| 0)
+        }
+        Command::Shard(args) => {
+            shard::run(&args).map_or_else(|error| refuse(&of_model(&error)), |()| 0)
+        }
         Command::Rank(args) => match rank::run(&args, token) {
             Ok(()) => 0,
             Err(error) => {
@@ -48,4 +68,25 @@ fn main() -> anyhow::Result<ExitCode> {
         },
     };
     Ok(ExitCode::from(code))
+}
+
+/// Says on standard error why there is no result; returns the exit code.
+fn refuse(failure: &Failure) -> u8 {
+    eprintln!("llama-worker: {failure}");
+    failure.category.exit_code()
+}
+
+/// Prints a plan; returns the exit code, which says whether it fits.
+#[expect(clippy::print_stdout, reason = "the plan is this command's output")]
+fn show(report: &Report, as_json: bool) -> u8 {
+    if as_json {
+        println!("{:#}", report.json());
+    } else {
+        print!("{}", report.table());
+    }
+    if report.fits() {
+        0
+    } else {
+        FailureCategory::InsufficientMemory.exit_code()
+    }
 }

@@ -1,4 +1,4 @@
-//! A group of three pods with one rank each, over TCP on loopback.
+//! A group of three pods with one rank each, over TCP.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,7 +11,7 @@ mod harness;
 use std::path::Path;
 use std::time::Instant;
 
-use harness::{Worker, model};
+use harness::{Net, Worker, model, namespaces};
 use llama_contract::{FailureCategory, WorkerPhase};
 use rustix::process::Signal;
 
@@ -24,7 +24,7 @@ fn pod(model: &Path, port: u16, index: u8, more: &[&str]) -> Worker {
     );
     let mut flags = vec!["--tensor-parallel=3", "--nodes=3", &rendezvous, &index_flag];
     flags.extend(more);
-    Worker::start_at([127, 0, 0, 1 + index], model, &flags, &[TOKEN])
+    Worker::start_at(&Net::loopback(1 + index), model, &flags, &[TOKEN])
 }
 
 fn rendezvous_port() -> u16 {
@@ -62,6 +62,67 @@ fn three_pods_answer_as_one_and_end_together() {
     for pod in &mut pods {
         assert_eq!(pod.wait().code(), Some(0), "{}", pod.log());
     }
+}
+
+#[test]
+fn pods_in_two_network_namespaces_answer_as_one() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let Some([near, far]) = namespaces::pair() else {
+        return;
+    };
+    let nets = [
+        Net::inside(&near, 0),
+        Net::inside(&near, 1),
+        Net::inside(&far, 0),
+    ];
+    let rendezvous = format!("--rendezvous={}", nets[0].free_address());
+    let mut pods: Vec<_> = (0..)
+        .zip(&nets)
+        .map(|(index, net)| {
+            let index = format!("--node-index={index}");
+            let flags = ["--tensor-parallel=3", "--nodes=3", &rendezvous, &index];
+            Worker::start_at(net, &model, &flags, &[TOKEN])
+        })
+        .collect();
+    for pod in &mut pods {
+        pod.wait_until_ready();
+    }
+    let question = "What is the capital of France?";
+    let alone = Worker::serving(&model, &[]).chat(question, 16);
+    assert_eq!(pods[0].chat(question, 16), alone);
+    for pod in &pods {
+        pod.signal(Signal::TERM);
+    }
+    for pod in &mut pods {
+        assert_eq!(pod.wait().code(), Some(0), "{}", pod.log());
+    }
+}
+
+#[test]
+fn a_leader_worker_set_says_who_is_who() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let address = format!("127.0.0.1:{}", rendezvous_port());
+    let mut pods = [2_u8, 1, 0].map(|index| {
+        let number = index.to_string();
+        let environment = [
+            TOKEN,
+            (llama_contract::LWS_LEADER_ADDRESS_ENV, &address),
+            (llama_contract::LWS_GROUP_SIZE_ENV, "3"),
+            (llama_contract::LWS_WORKER_INDEX_ENV, &number),
+        ];
+        let net = Net::loopback(1 + index);
+        Worker::start_at(&net, &model, &["--tensor-parallel=3"], &environment)
+    });
+    pods.reverse();
+    for (index, pod) in (0..).zip(&mut pods) {
+        pod.wait_until_ready();
+        assert_eq!(pod.state().node_index, index);
+    }
+    assert!(!pods[0].chat("Hello", 4).is_empty());
 }
 
 /// Hits the rank of pod `index` during an answer; every pod must name it.

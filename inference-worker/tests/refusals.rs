@@ -60,9 +60,16 @@ fn wrong_layouts_name_what_would_do() {
         return;
     };
     let layout = FailureCategory::InvalidLayout;
-    refused(&model, &["--tensor-parallel=2"], layout, &["2", "1 or 3"]);
+    refused(
+        &model,
+        &["--tensor-parallel=2"],
+        layout,
+        &["2", "1, 3 or 9"],
+    );
     let flags = ["--tensor-parallel=3", "--nodes=2", "--rendezvous=a:1"];
-    refused(&model, &flags, layout, &["2 nodes"]);
+    refused(&model, &flags, layout, &["3 ranks", "2 nodes"]);
+    let flags = [&flags[..], &["--pipeline-parallel=3"]].concat();
+    refused(&model, &flags, layout, &["9 ranks", "2 nodes"]);
 }
 
 #[test]

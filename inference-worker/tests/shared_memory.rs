@@ -8,8 +8,9 @@
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
-use llama_model::Collective;
+use llama_model::{Collective, Layout, order};
 use llama_worker::comm::Link;
 use llama_worker::comm::board::Board;
 use llama_worker::comm::region::Region;
@@ -17,42 +18,93 @@ use llama_worker::comm::shm::ShmLink;
 
 const RANK_ENV: &str = "LLAMA_TEST_SHM_RANK";
 const FD_ENV: &str = "LLAMA_TEST_SHM_FD";
-const WORLD: usize = 5;
+/// Three stages of two ranks.
+const LAYOUT: Layout = Layout {
+    tensor: 2,
+    pipeline: 3,
+};
 const ROUNDS: usize = 300;
 
 fn value(rank: usize, round: usize, index: usize) -> f32 {
     ((rank * 131 + round * 17 + index) % 1000) as f32 / 7.0
 }
 
-/// What every rank does; ends with a panic when a sum is wrong.
+fn values(rank: usize, round: usize, len: usize) -> Vec<f32> {
+    (0..len).map(|index| value(rank, round, index)).collect()
+}
+
+/// What `stage` sums up to.
+fn sum(stage: usize, round: usize, len: usize) -> Vec<f32> {
+    let ranks = LAYOUT.ranks_of(stage);
+    let mut rows: Vec<f32> = ranks.flat_map(|rank| values(rank, round, len)).collect();
+    order::sum_rows(&mut rows, len);
+    rows.truncate(len);
+    rows
+}
+
+/// Lets the ranks drift apart in ever other ways.
+fn dawdle(rank: usize, round: usize) {
+    let chance = (rank * 7919 + round * 104_729) % 97;
+    match chance {
+        0..8 => std::thread::sleep(Duration::from_micros(chance as u64 * 300)),
+        8..24 => std::thread::yield_now(),
+        _ => {}
+    }
+}
+
+fn assert_bits(found: &[f32], expected: &[f32], what: &str) {
+    let equal = found.len() == expected.len()
+        && (found.iter().zip(expected)).all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(equal, "{what}");
+}
+
+/// What every rank does; ends with a panic when a value is wrong.
 fn rank(region: Region, rank: usize) {
+    let world = LAYOUT.world();
     let region = Arc::new(region);
-    let board = Board::new(Arc::clone(&region), WORLD).unwrap();
+    let board = Board::new(Arc::clone(&region), world).unwrap();
     let heart = board.clone();
     std::thread::spawn(move || {
         loop {
             heart.beat(rank);
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
     });
-    let mut link = ShmLink::new(region, board, rank, false).unwrap();
+    let mut link = ShmLink::new(region, board, LAYOUT, rank, false).unwrap();
+    let stage = LAYOUT.stage(rank);
     for round in 0..ROUNDS {
+        let what = format!("rank {rank} round {round}");
         let len = 1 + round * 7 % 900;
-        let mut data: Vec<f32> = (0..len).map(|index| value(rank, round, index)).collect();
-        link.all_reduce_sum(&mut data).unwrap();
-        for (index, sum) in data.into_iter().enumerate() {
-            let expected = (1..WORLD).fold(value(0, round, index), |sum, peer| {
-                sum + value(peer, round, index)
-            });
-            assert!(
-                sum.to_bits() == expected.to_bits(),
-                "rank {rank} round {round}"
-            );
+        dawdle(rank, round);
+        if stage > 0 {
+            let mut received = vec![0.0; len];
+            link.receive_previous(&mut received).unwrap();
+            assert_bits(&received, &sum(stage - 1, round, len), &what);
+        }
+        // Every stage has as many sums as its number says, so that they drift apart.
+        for _ in 0..=stage {
+            let mut data = values(rank, round, len);
+            link.all_reduce_sum(&mut data).unwrap();
+            assert_bits(&data, &sum(stage, round, len), &what);
+            dawdle(rank + 1, round);
+        }
+        if stage + 1 < LAYOUT.pipeline {
+            link.send_next(&sum(stage, round, len)).unwrap();
+        }
+        if round % 5 == 0 {
+            let lens: Vec<usize> = (0..world).map(|rank| (rank + round) % 4 * 5).collect();
+            let mut out = vec![0.0; lens.iter().sum()];
+            let part = values(rank, round, lens[rank]);
+            link.all_gather(&part, &lens, &mut out).unwrap();
+            let all: Vec<f32> = (0..world)
+                .flat_map(|rank| values(rank, round, lens[rank]))
+                .collect();
+            assert_bits(&out, &all, &what);
         }
     }
     assert_eq!(
         link.gather_words([1, 2, 3]).unwrap(),
-        vec![[1, 2, 3]; WORLD]
+        vec![[1, 2, 3]; world]
     );
 }
 
@@ -63,14 +115,14 @@ fn child() {
         return;
     };
     let fd = std::env::var(FD_ENV).unwrap().parse().unwrap();
-    let region = Region::from_inherited(fd, ShmLink::bytes(WORLD)).unwrap();
+    let region = Region::from_inherited(fd, ShmLink::bytes(LAYOUT.world())).unwrap();
     rank(region, number.parse().unwrap());
 }
 
 #[test]
-fn five_processes_on_few_cores_sum_in_rank_order() {
-    let region = Region::create(ShmLink::bytes(WORLD)).unwrap();
-    let children: Vec<_> = (1..WORLD)
+fn six_processes_in_three_stages_on_few_cores_keep_step() {
+    let region = Region::create(ShmLink::bytes(LAYOUT.world())).unwrap();
+    let children: Vec<_> = (1..LAYOUT.world())
         .map(|rank| {
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", "child", "--nocapture"])

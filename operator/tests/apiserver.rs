@@ -238,7 +238,18 @@ async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             json!({"tensor": 3, "nodes": 2}),
             "multiple of nodes",
         ),
+        (
+            "/parallelism",
+            json!({"tensor": 3, "pipeline": 3, "nodes": 2}),
+            "multiple of nodes",
+        ),
+        (
+            "/parallelism",
+            json!({"tensor": 64, "pipeline": 5}),
+            "at most 256",
+        ),
         ("/parallelism", json!({"tensor": 65}), "tensor"),
+        ("/parallelism", json!({"pipeline": 0}), "pipeline"),
         ("/replicas", json!(257), "replicas"),
         ("/resources/memory", json!("0"), "at least 32Mi"),
         ("/resources/memory", json!("512m"), "at least 32Mi"),
@@ -286,7 +297,11 @@ async fn defaults_are_filled_in(place: &Place) -> anyhow::Result<()> {
     small["resources"]["cpu"] = json!(2);
     let created = place.create(object("defaults", &small)).await?;
     let spec = created.spec;
-    assert_eq!((spec.parallelism.tensor, spec.parallelism.nodes), (1, 1));
+    let parallelism = spec.parallelism;
+    assert_eq!(
+        (parallelism.tensor, parallelism.pipeline, parallelism.nodes),
+        (1, 1, 1)
+    );
     assert_eq!((spec.replicas, spec.suspend), (1, false));
     assert_eq!(
         spec.resources.gpu.expect("set").resource_name,

@@ -66,6 +66,27 @@ fn each_rank_has_a_gpu() {
 }
 
 #[test]
+fn stages_reach_the_ranks_and_their_gpus() {
+    let made = made_from(&json!({
+        "parallelism": {"tensor": 4, "pipeline": 2, "nodes": 2},
+        "resources": {"accelerator": "Gpu"},
+    }));
+    for (index, pod) in made["pods"].as_array().into_iter().flatten().enumerate() {
+        let container = &pod["spec"]["containers"][0];
+        let args = container["args"].to_string();
+        for flag in [
+            "--tensor-parallel=4",
+            "--pipeline-parallel=2",
+            "--nodes=2",
+            &format!("--node-index={index}"),
+        ] {
+            assert!(args.contains(flag), "{flag} in {args}");
+        }
+        assert_eq!(container["resources"]["limits"]["nvidia.com/gpu"], "4");
+    }
+}
+
+#[test]
 fn placement_reaches_the_pods() {
     let made = made_from(&json!({"placement": {
         "nodeSelector": {"pool": "models"},
@@ -85,13 +106,18 @@ fn the_revision_follows_what_pods_are_made_from() {
     let revision = |changes: &Value| Cluster::new(deployment(changes)).plan().revision;
     let base = revision(&json!({}));
     assert_eq!(base.len(), 8);
-    for same in [json!({"replicas": 5}), json!({"suspend": true})] {
+    for same in [
+        json!({"replicas": 5}),
+        json!({"suspend": true}),
+        json!({"parallelism": {"pipeline": 1}}),
+    ] {
         assert_eq!(revision(&same), base, "{same}");
     }
     for other in [
         json!({"model": {"servedName": "x"}}),
         json!({"model": {"source": {"pvc": {"path": "other.gguf"}}}}),
         json!({"parallelism": {"tensor": 2}}),
+        json!({"parallelism": {"pipeline": 2}}),
         json!({"resources": {"cpu": "3"}}),
         json!({"resources": {"memory": "2Gi"}}),
         json!({"context": {"maxTokens": 5}}),

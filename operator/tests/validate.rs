@@ -33,11 +33,23 @@ fn a_good_spec_is_read_whole() {
         (valid.tensor, valid.nodes, valid.ranks_per_pod()),
         (4, 2, 2)
     );
+    assert_eq!(valid.pipeline, 1);
     assert_eq!(valid.threads_per_rank, 2, "5.5 cores for two ranks");
     assert_eq!(valid.max_tokens, Some(4096));
     assert_eq!(valid.wanted_groups(), 3);
     assert!(matches!(valid.source, Source::Claim { .. }));
     assert_eq!(valid.owner.block_owner_deletion, Some(true));
+}
+
+#[test]
+fn stages_make_more_ranks() {
+    let object = deployment(&json!({
+        "parallelism": {"tensor": 3, "pipeline": 4, "nodes": 2},
+        "resources": {"cpu": 13},
+    }));
+    let valid = validate(&object, &Observed::default()).expect("valid");
+    assert_eq!((valid.pipeline, valid.ranks_per_pod()), (4, 6));
+    assert_eq!(valid.threads_per_rank, 2, "13 cores for six ranks");
 }
 
 #[test]
@@ -121,6 +133,10 @@ fn numbers_stay_in_range() {
             "spec.parallelism.tensor",
         ),
         (
+            json!({"parallelism": {"pipeline": 65}}),
+            "spec.parallelism.pipeline",
+        ),
+        (
             json!({"parallelism": {"nodes": 65}}),
             "spec.parallelism.nodes",
         ),
@@ -144,7 +160,18 @@ fn ranks_are_shared_out_evenly() {
         error,
         ValidationError::UnevenRanks {
             tensor: 3,
+            pipeline: 1,
             nodes: 2
+        }
+    );
+    let error = refused_with(&json!({"parallelism": {"tensor": 3, "pipeline": 3, "nodes": 2}}));
+    assert!(error.to_string().contains("pipeline 3"), "{error}");
+    let error = refused_with(&json!({"parallelism": {"tensor": 64, "pipeline": 5}}));
+    assert_eq!(
+        error,
+        ValidationError::TooManyRanks {
+            tensor: 64,
+            pipeline: 5
         }
     );
 }

@@ -14,8 +14,8 @@ mod status;
 
 pub use spec::{
     Accelerator, Context, Gpu, ImagePullPolicy, ImageSource, LlamaDeployment, LlamaDeploymentSpec,
-    MAX_GROUPS, MAX_NAME_LENGTH, MIN_MEMORY_BYTES, Model, ModelSource, Parallelism, Placement,
-    PvcSource, Resources,
+    MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Model, ModelSource, Parallelism,
+    Placement, PvcSource, Resources,
 };
 pub use status::{
     ConditionType, GroupFailure, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES,

@@ -15,6 +15,8 @@ use super::LlamaDeploymentStatus;
 pub const MAX_NAME_LENGTH: usize = 40;
 /// Most groups of one LlamaDeployment.
 pub const MAX_GROUPS: i32 = 256;
+/// Most ranks of one group.
+pub const MAX_RANKS: u32 = 256;
 /// Least memory of a pod that the schema lets through, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 32 << 20;
 
@@ -30,7 +32,7 @@ pub const MIN_MEMORY_BYTES: u64 = 32 << 20;
     namespaced,
     status = "LlamaDeploymentStatus",
     derive = "PartialEq",
-    doc = "LlamaDeployment serves one Llama model with groups of worker pods. A group holds one copy of the model, split over its tensor-parallel ranks.",
+    doc = "LlamaDeployment serves one Llama model with groups of worker pods. A group holds one copy of the model, split over its ranks.",
     validation = Rule::new("size(self.metadata.name) <= 40").message("metadata.name must have at most 40 characters: pod and Secret names are built from it"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must start with a letter and have only lower-case letters, digits and '-': it becomes the name of a Service"),
     scale(
@@ -66,7 +68,7 @@ pub const MIN_MEMORY_BYTES: u64 = 32 << 20;
         name = "Tensor",
         type_ = "integer",
         json_path = ".spec.parallelism.tensor",
-        description = "Tensor-parallel ranks of a group."
+        description = "Ranks that share each layer."
     ),
     printcolumn(
         name = "Model",
@@ -230,16 +232,23 @@ impl ImagePullPolicy {
 #[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.tensor % self.nodes == 0").message("tensor must be a multiple of nodes: every pod of a group runs the same number of ranks").field_path(".tensor")
+    validation = Rule::new("self.tensor * self.pipeline % self.nodes == 0").message("tensor times pipeline must be a multiple of nodes: every pod of a group runs the same number of ranks").field_path(".nodes"),
+    validation = Rule::new("self.tensor * self.pipeline <= 256").message("tensor times pipeline is the number of ranks of a group, at most 256").field_path(".pipeline")
 )]
 pub struct Parallelism {
-    /// Ranks that share each layer, over all pods of a group. It must divide the model's
-    /// attention heads and its key/value heads.
+    /// Ranks that share each layer. It must divide the model's attention heads and its
+    /// key/value heads.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub tensor: i32,
 
-    /// Pods of a group. The ranks are shared out evenly among them.
+    /// Stages of consecutive layers, each computed by `tensor` ranks of its own: a group
+    /// has tensor times pipeline ranks.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 64))]
+    pub pipeline: i32,
+
+    /// Pods of a group. The ranks are shared out evenly among them, stage by stage.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 64))]
     pub nodes: i32,
@@ -249,6 +258,7 @@ impl Default for Parallelism {
     fn default() -> Self {
         Self {
             tensor: one(),
+            pipeline: one(),
             nodes: one(),
         }
     }

@@ -1,8 +1,12 @@
 //! The command line that starts one worker pod.
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
+use clap::builder::{StringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+
+use crate::{LWS_GROUP_SIZE_ENV, LWS_LEADER_ADDRESS_ENV, LWS_WORKER_INDEX_ENV, RENDEZVOUS_PORT};
 
 /// Where the ranks compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,8 +29,10 @@ impl Device {
 
 /// How one pod of a group is started: `llama-worker serve <flags>`.
 ///
-/// A group is `nodes` pods with `tensor_parallel / nodes` ranks each. The pod
-/// with node index 0 holds rank 0, the scheduler and the OpenAI API.
+/// A group is `nodes` pods with `tensor_parallel * pipeline_parallel / nodes`
+/// ranks each. The pod with node index 0 holds rank 0, the scheduler and the
+/// OpenAI API. Where a pod is one of a LeaderWorkerSet, what that says of the
+/// group stands in for flags that are not given.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct LaunchArgs {
     /// Model file (GGUF).
@@ -35,14 +41,22 @@ pub struct LaunchArgs {
     /// Name that clients send as `model`.
     #[arg(long)]
     pub served_name: String,
-    /// Ranks that share each layer, over all pods of the group.
+    /// Ranks that share each layer.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub tensor_parallel: u32,
-    /// Pods of the group.
+    /// Stages of consecutive layers, each of `tensor_parallel` ranks.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub pipeline_parallel: u32,
+    /// Pods of the group.
+    #[arg(
+        long,
+        env = LWS_GROUP_SIZE_ENV,
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=64)
+    )]
     pub nodes: u32,
     /// This pod's place in the group, from 0.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, env = LWS_WORKER_INDEX_ENV, default_value_t = 0)]
     pub node_index: u32,
     /// Longest sequence (prompt and answer) in tokens; the model's own limit when absent.
     #[arg(long)]
@@ -62,8 +76,9 @@ pub struct LaunchArgs {
     /// Incarnation of the group: one more each time it is recreated.
     #[arg(long, default_value_t = 0)]
     pub epoch: u64,
-    /// Where rank 0 waits for the ranks of other pods, `host:port`; needed when `nodes` > 1.
-    #[arg(long)]
+    /// Where rank 0 waits for the ranks of other pods, `host` or `host:port`; needed
+    /// when `nodes` > 1.
+    #[arg(long, env = LWS_LEADER_ADDRESS_ENV, value_parser = StringValueParser::new().map(with_port))]
     pub rendezvous: Option<String>,
     /// Seconds that running answers get to finish after SIGTERM.
     #[arg(long, default_value_t = 120)]
@@ -77,6 +92,7 @@ impl LaunchArgs {
             format!("--model={}", self.model.display()),
             format!("--served-name={}", self.served_name),
             format!("--tensor-parallel={}", self.tensor_parallel),
+            format!("--pipeline-parallel={}", self.pipeline_parallel),
             format!("--nodes={}", self.nodes),
             format!("--node-index={}", self.node_index),
             format!("--device={}", self.device.as_str()),
@@ -97,11 +113,28 @@ impl LaunchArgs {
         args
     }
 
-    /// Ranks in each pod; `None` when `nodes` does not divide `tensor_parallel`.
-    pub fn ranks_per_node(&self) -> Option<u32> {
-        (self.nodes > 0 && self.tensor_parallel.is_multiple_of(self.nodes))
-            .then(|| self.tensor_parallel / self.nodes)
+    /// Ranks of the group, over all pods and stages.
+    pub fn ranks(&self) -> u32 {
+        self.tensor_parallel.saturating_mul(self.pipeline_parallel)
     }
+
+    /// Ranks in each pod; `None` when `nodes` does not divide the group's ranks.
+    pub fn ranks_per_node(&self) -> Option<u32> {
+        let ranks = self.ranks();
+        (self.nodes > 0 && ranks.is_multiple_of(self.nodes)).then(|| ranks / self.nodes)
+    }
+}
+
+/// `address` with a port: [`RENDEZVOUS_PORT`] where it names only a host. What is
+/// neither stays as it is, for the worker to refuse.
+fn with_port(address: String) -> String {
+    if let Ok(host) = address.parse::<Ipv6Addr>() {
+        return format!("[{host}]:{RENDEZVOUS_PORT}");
+    }
+    if address.is_empty() || address.contains(':') {
+        return address;
+    }
+    format!("{address}:{RENDEZVOUS_PORT}")
 }
 
 #[cfg(test)]
@@ -120,7 +153,7 @@ mod tests {
         fn launches()(
             model in "/[a-z0-9./_-]{1,40}",
             served_name in "[A-Za-z0-9._-]{1,40}",
-            tensor_parallel in 1_u32..=64,
+            (tensor_parallel, pipeline_parallel) in (1_u32..=64, 1_u32..=64),
             nodes in 1_u32..=64,
             node_index in 0_u32..64,
             max_tokens in proptest::option::of(1_u32..=1_048_576),
@@ -128,13 +161,14 @@ mod tests {
             threads_per_rank in proptest::option::of(1_u32..=1024),
             (group, revision) in ("[a-z0-9-]{1,40}", "[a-f0-9]{8}"),
             epoch in any::<u64>(),
-            rendezvous in proptest::option::of("[a-z0-9.-]{1,60}:[0-9]{2,5}"),
+            rendezvous in proptest::option::of("[a-z0-9.-]{1,60}:[1-9][0-9]{1,3}"),
             drain_seconds in 0_u32..=86_400,
         ) -> LaunchArgs {
             LaunchArgs {
                 model: model.into(),
                 served_name,
                 tensor_parallel,
+                pipeline_parallel,
                 nodes,
                 node_index,
                 max_tokens,
@@ -166,5 +200,22 @@ mod tests {
         assert_eq!(launch.ranks_per_node(), Some(2));
         launch.nodes = 3;
         assert_eq!(launch.ranks_per_node(), None);
+        launch.pipeline_parallel = 3;
+        assert_eq!((launch.ranks(), launch.ranks_per_node()), (12, Some(4)));
+    }
+
+    #[test]
+    fn addresses_without_a_port_get_the_usual_one() {
+        for (given, read) in [
+            ("first", "first:29500"),
+            ("10.0.0.7", "10.0.0.7:29500"),
+            ("fd00::7", "[fd00::7]:29500"),
+            ("first.group.ns.svc:1", "first.group.ns.svc:1"),
+            ("[::1]:29501", "[::1]:29501"),
+            ("", ""),
+            (":1", ":1"),
+        ] {
+            assert_eq!(with_port(given.to_owned()), read);
+        }
     }
 }

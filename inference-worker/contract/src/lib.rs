@@ -37,6 +37,12 @@ pub const METRICS_PATH: &str = "/metrics";
 
 /// Environment variable with the shared secret that ranks of other pods must show.
 pub const RENDEZVOUS_TOKEN_ENV: &str = "LLAMA_RENDEZVOUS_TOKEN";
+/// Environment variable with the address of a LeaderWorkerSet's first pod.
+pub const LWS_LEADER_ADDRESS_ENV: &str = "LWS_LEADER_ADDRESS";
+/// Environment variable with the number of pods in a group of a LeaderWorkerSet.
+pub const LWS_GROUP_SIZE_ENV: &str = "LWS_GROUP_SIZE";
+/// Environment variable with a pod's place in its group of a LeaderWorkerSet.
+pub const LWS_WORKER_INDEX_ENV: &str = "LWS_WORKER_INDEX";
 /// Environment variable with the node that runs the pod.
 pub const NODE_NAME_ENV: &str = "LLAMA_NODE_NAME";
 /// Environment variable with the pod's name.

@@ -225,6 +225,12 @@ pub struct LoadProgress {
     pub bytes_done: u64,
     /// Bytes to read.
     pub bytes_total: u64,
+    /// Bytes read in a second, on average since loading began.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+    /// Seconds until all are read at that rate, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
 }
 
 /// One rank as its pod sees it.

@@ -8,8 +8,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use llama_model::checkpoint::LoadFormat;
+use llama_model::memory::{KvFormat, Target};
 use llama_model::{
-    Gguf, Llama, LoadOptions, LocalCollective, MemoryPlan, MemoryRequest, Segment, StepModel,
+    Checkpoint, Layout, Llama, LoadOptions, LocalCollective, MemoryPlan, MemoryRequest, Segment,
+    StepModel, Wanted,
 };
 
 fn main() -> ExitCode {
@@ -39,25 +42,28 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     let (threads, prompt, decode) = (number(1, 1)?, number(2, 512)?, number(3, 128)?);
 
     let started = Instant::now();
-    let gguf = Gguf::open(Path::new(model_path))?;
+    let checkpoint = Checkpoint::open(Path::new(model_path), LoadFormat::Auto)?;
     let options = LoadOptions {
+        layout: Layout::tensor(1),
         rank: 0,
-        world: 1,
         threads,
         slots: 1,
         max_tokens: prompt + decode,
+        kv: KvFormat::F16,
+        verify: false,
     };
     let plan = MemoryPlan::new(
-        &gguf,
+        &checkpoint,
         &MemoryRequest {
-            world: 1,
+            layout: options.layout,
             ranks: 0..1,
-            threads,
+            target: Target::Cpu { threads },
             max_tokens: options.max_tokens,
             step_tokens: prompt,
+            kv: options.kv,
         },
     )?;
-    let mut model = Llama::load(&gguf, &options, &|_, _| {})?;
+    let mut model = Llama::load(&checkpoint, &options, &|_, _| {})?;
     let load = started.elapsed();
 
     let vocab = u32::try_from(model.vocab_size())?;
@@ -69,7 +75,7 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
             slot: 0,
             start: u32::try_from(start)?,
             tokens,
-            wants_logits: true,
+            logits: Wanted::Last,
         };
         model.step(&[segment], &mut LocalCollective)?;
         Ok(())
@@ -85,7 +91,7 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
     }
     let decoding = started.elapsed();
     Ok(serde_json::json!({
-        "model": gguf.path().file_name().map(|name| name.to_string_lossy()),
+        "model": checkpoint.path().file_name().map(|name| name.to_string_lossy()),
         "isa": model.isa().name(),
         "threads": threads,
         "load_seconds": load.as_secs_f64(),

@@ -1,84 +1,66 @@
-//! Rotary embedding and causal attention over the KV cache.
+//! Attention over the KV cache.
 
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use half::f16;
+use llama_checkpoint::config::Temperature;
+use llama_checkpoint::memory::{ATTENTION_TILE_TOKENS, KvFormat, PAGE_TOKENS};
 
-use crate::config::LlamaConfig;
-use crate::kernels::{self, Activations, Format, Isa, Rows};
-use crate::kv::{ATTENTION_TILE_TOKENS, CHUNK_TOKENS, Half, KvCache};
+use crate::kernels::{self, Activations, Format, Isa, Rows, Values};
+use crate::kv::{Half, KvCache};
 use crate::ops::values;
+use crate::rope::Rope;
 use crate::threads::Threads;
-
-/// Rotary position embedding (Su et al. 2021) in the layout of GGUF: dimensions
-/// 2j and 2j+1 of a head turn together.
-#[derive(Clone, Debug)]
-pub(crate) struct Rope {
-    /// Angle a position, for each pair.
-    steps: Vec<f64>,
-}
-
-impl Rope {
-    /// `factors` divide the frequency of each pair: Llama 3's scaling, which its
-    /// GGUF carries as the tensor `rope_freqs.weight`.
-    pub(crate) fn new(config: &LlamaConfig, factors: Option<&[f32]>) -> Self {
-        let width = config.rope_dim as f64;
-        let steps = (0..config.rope_dim / 2)
-            .map(|pair| {
-                let factor = factors.map_or(1.0, |factors| f64::from(factors[pair]));
-                let frequency = config.rope_base.powf(-2.0 * pair as f64 / width);
-                frequency / (factor * config.rope_scale)
-            })
-            .collect();
-        Self { steps }
-    }
-
-    /// Cosine and sine of each pair at `position`.
-    #[expect(clippy::cast_possible_truncation, reason = "angles are turned in f32")]
-    fn turns(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
-        self.steps.iter().map(move |step| {
-            let (sin, cos) = (position as f64 * step).sin_cos();
-            (cos as f32, sin as f32)
-        })
-    }
-}
-
-/// Turns the leading pairs of one head.
-fn turn(head: &mut [f32], turns: &[(f32, f32)]) {
-    for (pair, (cos, sin)) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
-        let [x, y] = *pair;
-        *pair = [x * cos - y * sin, x * sin + y * cos];
-    }
-}
 
 /// The rows of a step: which token of which sequence each is.
 #[derive(Debug)]
 pub(crate) struct StepRows {
     /// Slot and position of each row.
     places: Vec<(usize, usize)>,
-    /// First row and number of rows of stretches of consecutive positions.
-    tiles: Vec<(usize, usize)>,
+    /// All rows, for layers that attend to all tokens.
+    whole: [Phase; 1],
+    /// The rows of one chunk of each sequence at a time, for layers that attend in
+    /// chunks.
+    chunks: Vec<Phase>,
     /// Rotary turns of each row, one a pair.
     turns: Vec<(f32, f32)>,
 }
 
+/// Rows whose keys and values are stored, and which then attend: first row and
+/// number of rows of stretches of consecutive positions.
+type Phase = Vec<(usize, usize)>;
+
 impl StepRows {
     /// Rows for `sequences`, each a slot, a first position and a length.
-    pub(crate) fn new(sequences: impl Iterator<Item = (usize, usize, usize)>, rope: &Rope) -> Self {
+    pub(crate) fn new(
+        sequences: impl Iterator<Item = (usize, usize, usize)>,
+        rope: &Rope,
+        chunk: Option<usize>,
+    ) -> Self {
         let mut rows = Self {
             places: Vec::new(),
-            tiles: Vec::new(),
+            whole: [Vec::new()],
+            chunks: Vec::new(),
             turns: Vec::new(),
         };
         for (slot, start, len) in sequences {
-            for offset in (0..len).step_by(ATTENTION_TILE_TOKENS) {
-                let tokens = ATTENTION_TILE_TOKENS.min(len - offset);
-                rows.tiles.push((rows.places.len(), tokens));
-                for position in start + offset..start + offset + tokens {
-                    rows.places.push((slot, position));
-                    rows.turns.extend(rope.turns(position));
+            let first = rows.places.len();
+            for position in start..start + len {
+                rows.places.push((slot, position));
+                rows.turns.extend(rope.turns(position));
+            }
+            tile(&mut rows.whole[0], first, len);
+            let Some(chunk) = chunk else { continue };
+            let (mut done, mut phase) = (0, 0);
+            while done < len {
+                let part = (len - done).min(chunk - (start + done) % chunk);
+                if rows.chunks.len() == phase {
+                    rows.chunks.push(Vec::new());
                 }
+                tile(&mut rows.chunks[phase], first + done, part);
+                done += part;
+                phase += 1;
             }
         }
         rows
@@ -90,30 +72,103 @@ impl StepRows {
     }
 }
 
+/// Cuts `len` rows from `first` on into tiles.
+fn tile(phase: &mut Phase, first: usize, len: usize) {
+    for offset in (0..len).step_by(ATTENTION_TILE_TOKENS) {
+        phase.push((first + offset, ATTENTION_TILE_TOKENS.min(len - offset)));
+    }
+}
+
+/// What a layer does to queries and keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionForm {
+    /// Whether they turn.
+    pub(crate) rope: bool,
+    /// Whether they attend in chunks.
+    pub(crate) chunked: bool,
+    /// Normalises each head, with this added to the mean square.
+    pub(crate) norm: Option<f32>,
+    /// Growth of queries with their position.
+    pub(crate) temperature: Option<Temperature>,
+}
+
 /// Attention of one layer: takes queries, keys and values of a step's rows, puts
 /// keys and values into the cache, and returns what the queries attend to.
 pub(crate) struct Attend<'a> {
     pub(crate) cache: RefCell<&'a mut KvCache>,
+    pub(crate) step: LayerStep<'a>,
+}
+
+/// A layer's part of a step.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerStep<'a> {
     pub(crate) rows: &'a StepRows,
+    pub(crate) rope: &'a Rope,
+    pub(crate) form: AttentionForm,
+    /// Number of the layer in the cache.
     pub(crate) layer: usize,
     pub(crate) head_dim: usize,
     pub(crate) threads: &'a Threads,
     pub(crate) isa: Isa,
 }
 
+impl LayerStep<'_> {
+    /// Turns and normalises one head of row `row`.
+    fn prepare(&self, head: &mut [f32], row: usize) {
+        if self.form.rope {
+            self.rope.turn(head, self.rows.turns(row));
+        }
+        if let Some(epsilon) = self.form.norm {
+            let scale = 1.0 / (kernels::mean_square(head) + epsilon).sqrt();
+            for value in head {
+                *value *= scale;
+            }
+        }
+    }
+}
+
 impl Attend<'_> {
-    fn store(&self, keys: &[f32], values: &[f32], kv_heads: usize) {
-        let mut cache = self.cache.borrow_mut();
-        let width = kv_heads * self.head_dim;
-        let mut turned = vec![0.0; self.head_dim];
-        for (row, place) in self.rows.places.iter().enumerate() {
+    fn store(&self, phase: &Phase, keys: &[f32], values: &[f32], kv_heads: usize) {
+        let (step, mut cache) = (&self.step, self.cache.borrow_mut());
+        let width = kv_heads * step.head_dim;
+        let mut key = vec![0.0; step.head_dim];
+        for row in phase
+            .iter()
+            .flat_map(|(first, count)| *first..first + count)
+        {
+            let place = step.rows.places[row];
             for head in 0..kv_heads {
-                let start = row * width + head * self.head_dim;
-                let range = start..start + self.head_dim;
-                turned.copy_from_slice(&keys[range.clone()]);
-                turn(&mut turned, self.rows.turns(row));
-                cache.write((self.layer, Half::Keys, head), *place, &turned);
-                cache.write((self.layer, Half::Values, head), *place, &values[range]);
+                let start = row * width + head * step.head_dim;
+                let range = start..start + step.head_dim;
+                key.copy_from_slice(&keys[range.clone()]);
+                step.prepare(&mut key, row);
+                cache.write((step.layer, Half::Keys, head), place, &key);
+                cache.write((step.layer, Half::Values, head), place, &values[range]);
+            }
+        }
+    }
+
+    fn attend(&self, phase: &Phase, queries: &[f32], kv_heads: usize, out: &mut [f32]) {
+        let (step, cache) = (&self.step, self.cache.borrow());
+        let width = queries.len() / step.rows.places.len();
+        let tiles: Vec<Tile<'_>> = phase
+            .iter()
+            .flat_map(|&(first, tokens)| (0..kv_heads).map(move |head| (first, tokens, head)))
+            .map(|(first, tokens, head)| Tile {
+                step,
+                cache: &cache,
+                group: width / step.head_dim / kv_heads,
+                first,
+                tokens,
+                head,
+            })
+            .collect();
+        let results = step.threads.map(&tiles, |tile| tile.attend(queries, width));
+        for (tile, result) in tiles.iter().zip(results) {
+            let group = tile.group * step.head_dim;
+            for (token, result) in result.chunks_exact(group).enumerate() {
+                let start = (tile.first + token) * width + tile.head * group;
+                out[start..start + group].copy_from_slice(result);
             }
         }
     }
@@ -133,36 +188,18 @@ impl CustomOp3 for Attend<'_> {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = q_layout.shape().dims2()?;
-        let kv_heads = k_layout.shape().dims2()?.1 / self.head_dim;
-        self.store(values(k, k_layout)?, values(v, v_layout)?, kv_heads);
-        let cache = self.cache.borrow();
-        let tiles: Vec<Tile<'_>> = self
-            .rows
-            .tiles
-            .iter()
-            .flat_map(|&(first, tokens)| (0..kv_heads).map(move |head| (first, tokens, head)))
-            .map(|(first, tokens, head)| Tile {
-                rows: self.rows,
-                cache: &cache,
-                layer: self.layer,
-                head_dim: self.head_dim,
-                group: width / self.head_dim / kv_heads,
-                first,
-                tokens,
-                head,
-                isa: self.isa,
-            })
-            .collect();
+        let kv_heads = k_layout.shape().dims2()?.1 / self.step.head_dim;
+        let (keys, stored) = (values(k, k_layout)?, values(v, v_layout)?);
         let queries = values(q, q_layout)?;
-        let results = self.threads.map(&tiles, |tile| tile.attend(queries, width));
         let mut out = vec![0.0; queries.len()];
-        for (tile, result) in tiles.iter().zip(results) {
-            let group = tile.group * self.head_dim;
-            for (token, result) in result.chunks_exact(group).enumerate() {
-                let start = (tile.first + token) * width + tile.head * group;
-                out[start..start + group].copy_from_slice(result);
-            }
+        let phases: &[Phase] = if self.step.form.chunked {
+            &self.step.rows.chunks
+        } else {
+            &self.step.rows.whole
+        };
+        for phase in phases {
+            self.store(phase, keys, stored, kv_heads);
+            self.attend(phase, queries, kv_heads, &mut out);
         }
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
@@ -170,10 +207,8 @@ impl CustomOp3 for Attend<'_> {
 
 /// Consecutive tokens of one sequence, and the query heads that share a KV head.
 struct Tile<'a> {
-    rows: &'a StepRows,
+    step: &'a LayerStep<'a>,
     cache: &'a KvCache,
-    layer: usize,
-    head_dim: usize,
     /// Query heads a KV head.
     group: usize,
     /// First row.
@@ -181,31 +216,46 @@ struct Tile<'a> {
     tokens: usize,
     /// KV head.
     head: usize,
-    isa: Isa,
 }
 
 impl Tile<'_> {
-    /// The attended values, `[tokens][group][head_dim]`.
-    fn attend(&self, queries: &[f32], width: usize) -> Vec<f32> {
-        let group_width = self.group * self.head_dim;
+    /// The queries of the tile, `[tokens][group][head_dim]`, ready to meet keys.
+    fn queries(&self, queries: &[f32], width: usize) -> Vec<f32> {
+        let head_dim = self.step.head_dim;
+        let group_width = self.group * head_dim;
         let mut tile = Vec::with_capacity(self.tokens * group_width);
         for row in self.first..self.first + self.tokens {
             let start = row * width + self.head * group_width;
             tile.extend_from_slice(&queries[start..start + group_width]);
-            let turned = tile.len() - group_width;
-            for head in tile[turned..].chunks_exact_mut(self.head_dim) {
-                turn(head, self.rows.turns(row));
-                // As precise as the keys, which is how ggml multiplies f16.
+            let fresh = tile.len() - group_width;
+            let (_, position) = self.step.rows.places[row];
+            let temperature = self.step.form.temperature;
+            let factor = temperature.map_or(1.0, |temperature| temperature.factor(position));
+            for head in tile[fresh..].chunks_exact_mut(head_dim) {
+                self.step.prepare(head, row);
                 for value in head {
-                    *value = f16::from_f32(*value).to_f32();
+                    *value *= factor;
+                    if self.cache.format() == KvFormat::F16 {
+                        // As precise as the keys, which is how ggml multiplies f16.
+                        *value = f16::from_f32(*value).to_f32();
+                    }
                 }
             }
         }
-        let (slot, start) = self.rows.places[self.first];
+        tile
+    }
+
+    /// The attended values, `[tokens][group][head_dim]`.
+    fn attend(&self, queries: &[f32], width: usize) -> Vec<f32> {
+        let head_dim = self.step.head_dim;
+        let group_width = self.group * head_dim;
+        let mut tile = self.queries(queries, width);
+        let (slot, position) = self.step.rows.places[self.first];
+        let start = self.cache.place(self.step.layer, position);
         let seen = start + self.tokens;
         let mut scores = self.scores(&tile, slot, seen);
         let stride = scores.len() / (self.tokens * self.group);
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let scale = 1.0 / (head_dim as f32).sqrt();
         tile.fill(0.0);
         for (token, (scores, out)) in scores
             .chunks_exact_mut(self.group * stride)
@@ -214,7 +264,7 @@ impl Tile<'_> {
         {
             let visible = start + token + 1;
             for scores in scores.chunks_exact_mut(stride) {
-                kernels::softmax(self.isa, &mut scores[..visible], scale);
+                kernels::softmax(self.step.isa, &mut scores[..visible], scale);
             }
             self.weigh(scores, stride, visible, slot, out);
         }
@@ -223,45 +273,48 @@ impl Tile<'_> {
 
     /// Products of every query of the tile with the first `seen` keys.
     fn scores(&self, queries: &[f32], slot: usize, seen: usize) -> Vec<f32> {
-        let stride = seen.next_multiple_of(CHUNK_TOKENS);
-        let mut scores = vec![0.0; queries.len() / self.head_dim * stride];
-        for chunk in 0..seen.div_ceil(CHUNK_TOKENS) {
-            let keys = self
-                .cache
-                .read((self.layer, Half::Keys, self.head), (slot, chunk));
-            let count = CHUNK_TOKENS.min(seen - chunk * CHUNK_TOKENS);
-            let rows = Rows {
-                format: Format::F16,
-                bytes: bytemuck::cast_slice(&keys[..count * self.head_dim]),
-                columns: self.head_dim,
-                stretch: self.head_dim,
+        let head_dim = self.step.head_dim;
+        let stride = seen.next_multiple_of(PAGE_TOKENS);
+        let mut scores = vec![0.0; queries.len() / head_dim * stride];
+        for page in 0..seen.div_ceil(PAGE_TOKENS) {
+            let count = PAGE_TOKENS.min(seen - page * PAGE_TOKENS);
+            let what = (self.step.layer, Half::Keys, self.head);
+            let (format, bytes) = match self.cache.read(what, (slot, page), count) {
+                Values::F16(keys) => (Format::F16, bytemuck::cast_slice(keys)),
+                Values::F32(keys) => (Format::F32, bytemuck::cast_slice(keys)),
             };
-            let out = &mut scores[chunk * CHUNK_TOKENS..];
-            let all = 0..queries.len() / self.head_dim;
+            let rows = Rows {
+                format,
+                bytes,
+                columns: head_dim,
+                ends: &[head_dim],
+                scales: None,
+            };
+            let out = &mut scores[page * PAGE_TOKENS..];
+            let all = 0..queries.len() / head_dim;
             let x = Activations::F32(queries);
-            kernels::matmul(self.isa, &rows, &x, all, (out, stride));
+            kernels::matmul(self.step.isa, &rows, &x, all, (out, stride));
         }
         scores
     }
 
     /// Adds to each head of one token the values, weighted by its scores.
     fn weigh(&self, scores: &[f32], stride: usize, visible: usize, slot: usize, out: &mut [f32]) {
-        for chunk in 0..visible.div_ceil(CHUNK_TOKENS) {
-            let values = self
-                .cache
-                .read((self.layer, Half::Values, self.head), (slot, chunk));
-            let start = chunk * CHUNK_TOKENS;
-            let count = CHUNK_TOKENS.min(visible - start);
-            let values = &values[..count * self.head_dim];
+        for page in 0..visible.div_ceil(PAGE_TOKENS) {
+            let start = page * PAGE_TOKENS;
+            let count = PAGE_TOKENS.min(visible - start);
+            let what = (self.step.layer, Half::Values, self.head);
+            let values = self.cache.read(what, (slot, page), count);
             let mut head = 0;
             while head < self.group {
                 let scores = &scores[head * stride + start..];
-                let out = &mut out[head * self.head_dim..];
+                let out = &mut out[head * self.step.head_dim..];
+                let place = (scores, stride, count);
                 head += match self.group - head {
-                    1 => self.weigh_heads::<1>(scores, stride, values, out),
-                    2 => self.weigh_heads::<2>(scores, stride, values, out),
-                    3 => self.weigh_heads::<3>(scores, stride, values, out),
-                    _ => self.weigh_heads::<4>(scores, stride, values, out),
+                    1 => self.weigh_heads::<1>(place, values, out),
+                    2 => self.weigh_heads::<2>(place, values, out),
+                    3 => self.weigh_heads::<3>(place, values, out),
+                    _ => self.weigh_heads::<4>(place, values, out),
                 };
             }
         }
@@ -270,15 +323,13 @@ impl Tile<'_> {
     /// `M` heads that read the same values; returns `M`.
     fn weigh_heads<const M: usize>(
         &self,
-        scores: &[f32],
-        stride: usize,
-        values: &[f16],
+        (scores, stride, count): (&[f32], usize, usize),
+        values: Values<'_>,
         out: &mut [f32],
     ) -> usize {
-        let count = values.len() / self.head_dim;
         let weights: [&[f32]; M] = std::array::from_fn(|head| &scores[head * stride..][..count]);
-        let out = &mut out[..M * self.head_dim];
-        kernels::weighted_sum(self.isa, weights, values, out);
+        let out = &mut out[..M * self.step.head_dim];
+        kernels::weighted_sum(self.step.isa, weights, values, out);
         M
     }
 }

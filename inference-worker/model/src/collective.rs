@@ -1,5 +1,7 @@
 //! What ranks of one group do together.
 
+use llama_checkpoint::Layout;
+
 /// A collective operation that did not happen. The group is over: no rank may
 /// go on after one of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,25 +40,27 @@ pub enum CollectiveError {
 
 /// Collective operations over the ranks of a group.
 ///
-/// Every rank calls the same operations in the same order with the same
-/// lengths. Sums are taken in rank order 0, 1, …, n−1 in f32 on every rank, so
-/// that all ranks hold bitwise equal results. Every wait has a deadline.
+/// Every rank of a stage calls the same operations in the same order with the
+/// same lengths, and so do all ranks for those that span the group. Every wait
+/// has a deadline.
 pub trait Collective: Send {
     /// This rank, from 0.
     fn rank(&self) -> usize;
 
-    /// Number of ranks.
-    fn world(&self) -> usize;
+    /// How the ranks divide the model.
+    fn layout(&self) -> Layout;
 
-    /// Replaces `data` by the element-wise sum over all ranks.
+    /// Replaces `data` by the element-wise sum over the ranks of this stage, taken
+    /// in the order of [`crate::order`] in f32 on every rank, so that all hold
+    /// bitwise equal results.
     ///
     /// # Errors
     /// When a peer ended, fell silent, or is out of step.
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
 
-    /// Collects every rank's `part` into `out`, in rank order. Parts may differ
-    /// in length: `lens[r]` is rank r's, `out.len()` their sum, the same
-    /// `lens` on every rank.
+    /// Collects the `part` of every rank of the group into `out`, in rank order.
+    /// Parts may differ in length and be empty: `lens[r]` is rank r's, `out.len()`
+    /// their sum, the same `lens` on every rank.
     ///
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
@@ -66,6 +70,21 @@ pub trait Collective: Send {
         lens: &[usize],
         out: &mut [f32],
     ) -> Result<(), CollectiveError>;
+
+    /// Hands `data` to the rank at the same place of the next stage, which calls
+    /// [`Collective::receive_previous`] with the same length. Not for the last
+    /// stage.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn send_next(&mut self, data: &[f32]) -> Result<(), CollectiveError>;
+
+    /// Fills `data` with what the rank at the same place of the previous stage
+    /// sends. Not for the first stage.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn receive_previous(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
 }
 
 /// The group of one rank.
@@ -77,8 +96,8 @@ impl Collective for LocalCollective {
         0
     }
 
-    fn world(&self) -> usize {
-        1
+    fn layout(&self) -> Layout {
+        Layout::tensor(1)
     }
 
     fn all_reduce_sum(&mut self, _data: &mut [f32]) -> Result<(), CollectiveError> {
@@ -93,5 +112,21 @@ impl Collective for LocalCollective {
     ) -> Result<(), CollectiveError> {
         out.copy_from_slice(part);
         Ok(())
+    }
+
+    fn send_next(&mut self, _data: &[f32]) -> Result<(), CollectiveError> {
+        Err(no_neighbour("next"))
+    }
+
+    fn receive_previous(&mut self, _data: &mut [f32]) -> Result<(), CollectiveError> {
+        Err(no_neighbour("previous"))
+    }
+}
+
+/// A stage asked for a neighbour that it does not have.
+fn no_neighbour(which: &str) -> CollectiveError {
+    CollectiveError::OutOfStep {
+        rank: 0,
+        reason: format!("a group of one stage has no {which} stage"),
     }
 }

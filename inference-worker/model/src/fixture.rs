@@ -243,8 +243,7 @@ fn put_floats(gguf: &mut GgufWriter, name: String, values: &[f32]) {
 }
 
 fn ggml(format: Format) -> GgmlType {
-    let known = Format::ALL.iter().find(|(known, _)| *known == format);
-    known.map_or(GgmlType::F32, |(_, ggml_type)| *ggml_type)
+    GgmlType::of(format).unwrap_or(GgmlType::F32)
 }
 
 fn vocabulary() -> Vec<String> {
@@ -311,6 +310,11 @@ impl Noise {
             Format::Q4_1 => {
                 self.blocks(format, rows * columns, &[size / 7.5, -size], &mut bytes);
             }
+            Format::F8E4M3 => bytes.extend((0..rows * columns).map(|_| {
+                let [byte, ..] = self.bits().to_le_bytes();
+                // All bits but the sign mean that there is no number.
+                if byte & 0x7F == 0x7F { 0 } else { byte }
+            })),
             Format::Q8_0 => self.blocks(format, rows * columns, &[size / 127.0], &mut bytes),
         }
         bytes

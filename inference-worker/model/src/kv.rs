@@ -2,15 +2,11 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use llama_checkpoint::config::LlamaConfig;
+use llama_checkpoint::memory::{KvFormat, PAGE_TOKENS};
+use llama_checkpoint::shard::Shard;
 
-use crate::config::LlamaConfig;
-use crate::shard::Shard;
-
-/// Tokens for which memory is taken at a time.
-pub const CHUNK_TOKENS: usize = 64;
-
-/// Tokens of a sequence whose attention is computed together.
-pub(crate) const ATTENTION_TILE_TOKENS: usize = 16;
+use crate::kernels::Values;
 
 /// Which half of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,31 +15,56 @@ pub(crate) enum Half {
     Values = 1,
 }
 
-/// Keys and values of the tokens of several sequences, for every layer and the
-/// KV heads of this rank, in f16. Memory is taken in chunks of
-/// [`CHUNK_TOKENS`] as sequences grow, and goes from sequence to sequence; there
-/// are never more chunks than `slots` full sequences need.
+/// Keys and values of the tokens of several sequences, for the layers and the KV
+/// heads of this rank. Memory is taken in pages of [`PAGE_TOKENS`] as sequences
+/// grow, and goes from sequence to sequence; there are never more pages than
+/// `slots` full sequences need.
+///
+/// Layers that attend in chunks keep one chunk of each sequence: a token of the
+/// next chunk takes the place of the one that stood there in the chunk before.
 #[derive(Debug)]
 pub(crate) struct KvCache {
-    layers: usize,
+    /// By layer of this rank: whether it keeps chunks, and its number among those
+    /// that keep alike.
+    layers: Vec<(Kept, usize)>,
     kv_heads: usize,
     head_dim: usize,
+    format: KvFormat,
     max_tokens: usize,
+    chunk: Option<usize>,
     slots: Vec<Slot>,
-    free: Vec<Box<[f16]>>,
+    free: [Vec<Page>; 2],
+    /// Values of a page.
+    page_len: [usize; 2],
+}
+
+/// Which tokens a layer keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    All = 0,
+    Chunk = 1,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    /// Each `[layer][half][KV head][token][head_dim]`.
-    chunks: Vec<Box<[f16]>>,
+    /// Each `[layer][half][KV head][token][head_dim]`, by [`Kept`].
+    pages: [Vec<Page>; 2],
     tokens: usize,
 }
 
-/// Bytes of the cache for one token on the rank of `shard`.
-pub(crate) fn bytes_per_token(config: &LlamaConfig, shard: &Shard) -> u64 {
-    let values = config.layers * 2 * shard.kv_heads.len() * config.head_dim;
-    (values * size_of::<f16>()) as u64
+#[derive(Debug)]
+enum Page {
+    F16(Box<[f16]>),
+    F32(Box<[f32]>),
+}
+
+impl Page {
+    fn new(format: KvFormat, len: usize) -> Self {
+        match format {
+            KvFormat::F16 => Self::F16(vec![f16::ZERO; len].into_boxed_slice()),
+            KvFormat::F32 => Self::F32(vec![0.0; len].into_boxed_slice()),
+        }
+    }
 }
 
 impl KvCache {
@@ -51,17 +72,39 @@ impl KvCache {
     pub(crate) fn new(
         config: &LlamaConfig,
         shard: &Shard,
-        slots: usize,
-        max_tokens: usize,
+        format: KvFormat,
+        (slots, max_tokens): (usize, usize),
     ) -> Self {
+        let mut counts = [0; 2];
+        let layers = config.layers[shard.layers.clone()]
+            .iter()
+            .map(|kind| {
+                let kept = match config.chunk {
+                    Some(_) if kind.chunked => Kept::Chunk,
+                    _ => Kept::All,
+                };
+                let index = counts[kept as usize];
+                counts[kept as usize] += 1;
+                (kept, index)
+            })
+            .collect();
+        let layer = 2 * shard.kv_heads.len() * PAGE_TOKENS * config.head_dim;
         Self {
-            layers: config.layers,
+            layers,
             kv_heads: shard.kv_heads.len(),
             head_dim: config.head_dim,
+            format,
             max_tokens,
+            chunk: config.chunk,
             slots: (0..slots).map(|_| Slot::default()).collect(),
-            free: Vec::new(),
+            free: Default::default(),
+            page_len: counts.map(|layers| layers * layer),
         }
+    }
+
+    /// How keys and values are kept.
+    pub(crate) fn format(&self) -> KvFormat {
+        self.format
     }
 
     /// Sequences that there is a place for.
@@ -79,21 +122,52 @@ impl KvCache {
         self.slots[slot].tokens
     }
 
+    /// Whether the sequence in `slot` can go on behind its first `keep` tokens: all
+    /// that the next token attends to must still be there.
+    pub(crate) fn can_keep(&self, slot: usize, keep: usize) -> bool {
+        let tokens = self.tokens(slot);
+        let is_there = |chunk: usize| {
+            keep.is_multiple_of(chunk) || keep / chunk == (tokens.max(1) - 1) / chunk
+        };
+        keep <= tokens && self.chunk.is_none_or(is_there)
+    }
+
     /// Keeps the first `keep` tokens of `slot` and makes room for `add` behind
     /// them, which the caller writes next.
     pub(crate) fn extend(&mut self, slot: usize, keep: usize, add: usize) {
-        let values = self.layers * 2 * self.kv_heads * CHUNK_TOKENS * self.head_dim;
-        let needed = (keep + add).div_ceil(CHUNK_TOKENS);
         let place = &mut self.slots[slot];
         place.tokens = keep + add;
-        while place.chunks.len() > needed {
-            self.free.extend(place.chunks.pop());
+        for kept in [Kept::All, Kept::Chunk] {
+            let len = self.page_len[kept as usize];
+            let tokens = match (kept, self.chunk) {
+                (Kept::Chunk, Some(chunk)) => place.tokens.min(chunk),
+                _ => place.tokens,
+            };
+            let needed = if len == 0 {
+                0
+            } else {
+                tokens.div_ceil(PAGE_TOKENS)
+            };
+            let (pages, free) = (
+                &mut place.pages[kept as usize],
+                &mut self.free[kept as usize],
+            );
+            while pages.len() > needed {
+                free.extend(pages.pop());
+            }
+            while pages.len() < needed {
+                let page = free.pop();
+                pages.push(page.unwrap_or_else(|| Page::new(self.format, len)));
+            }
         }
-        while place.chunks.len() < needed {
-            let chunk = self.free.pop();
-            place
-                .chunks
-                .push(chunk.unwrap_or_else(|| vec![f16::ZERO; values].into_boxed_slice()));
+    }
+
+    /// The place of the token at `position` in the layer's pages: how many tokens
+    /// of its sequence, or of its chunk, lie before it.
+    pub(crate) fn place(&self, layer: usize, position: usize) -> usize {
+        match (self.layers[layer].0, self.chunk) {
+            (Kept::Chunk, Some(chunk)) => position % chunk,
+            _ => position,
         }
     }
 
@@ -104,58 +178,75 @@ impl KvCache {
         (slot, position): (usize, usize),
         values: &[f32],
     ) {
-        let start = self.head_start(layer, half, head);
-        let start = start + position % CHUNK_TOKENS * self.head_dim;
-        self.slots[slot].chunks[position / CHUNK_TOKENS][start..start + self.head_dim]
-            .convert_from_f32_slice(values);
+        let place = self.place(layer, position);
+        let start = self.head_start(layer, half, head) + place % PAGE_TOKENS * self.head_dim;
+        let range = start..start + self.head_dim;
+        let kept = self.layers[layer].0;
+        match &mut self.slots[slot].pages[kept as usize][place / PAGE_TOKENS] {
+            Page::F16(page) => page[range].convert_from_f32_slice(values),
+            Page::F32(page) => page[range].copy_from_slice(values),
+        }
     }
 
-    /// One head's keys or values of the tokens from `chunk · CHUNK_TOKENS` on,
-    /// `[CHUNK_TOKENS, head_dim]`.
+    /// One head's keys or values of the first `count` tokens of a page,
+    /// `[count, head_dim]`.
     pub(crate) fn read(
         &self,
         (layer, half, head): (usize, Half, usize),
-        (slot, chunk): (usize, usize),
-    ) -> &[f16] {
+        (slot, page): (usize, usize),
+        count: usize,
+    ) -> Values<'_> {
         let start = self.head_start(layer, half, head);
-        &self.slots[slot].chunks[chunk][start..start + CHUNK_TOKENS * self.head_dim]
+        let range = start..start + count * self.head_dim;
+        let kept = self.layers[layer].0;
+        match &self.slots[slot].pages[kept as usize][page] {
+            Page::F16(page) => Values::F16(&page[range]),
+            Page::F32(page) => Values::F32(&page[range]),
+        }
     }
 
     fn head_start(&self, layer: usize, half: Half, head: usize) -> usize {
-        ((layer * 2 + half as usize) * self.kv_heads + head) * CHUNK_TOKENS * self.head_dim
+        let (_, layer) = self.layers[layer];
+        ((layer * 2 + half as usize) * self.kv_heads + head) * PAGE_TOKENS * self.head_dim
     }
 
     #[cfg(test)]
-    fn chunks(&self) -> usize {
-        self.free.len()
-            + self
-                .slots
-                .iter()
-                .map(|slot| slot.chunks.len())
-                .sum::<usize>()
+    fn pages(&self, kept: Kept) -> usize {
+        let used = self
+            .slots
+            .iter()
+            .map(|slot| slot.pages[kept as usize].len());
+        self.free[kept as usize].len() + used.sum::<usize>()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use llama_checkpoint::Layout;
+    use llama_checkpoint::config::LayerKind;
+    use llama_checkpoint::fixture::config;
     use proptest::prelude::*;
 
-    fn config() -> LlamaConfig {
+    /// Two layers, of which one attends in chunks of 96.
+    fn shape() -> LlamaConfig {
         LlamaConfig {
-            layers: 2,
-            hidden: 64,
-            ffn: 64,
-            heads: 2,
-            kv_heads: 2,
-            head_dim: 32,
-            rope_dim: 32,
-            rope_base: 1e4,
-            rope_scale: 1.0,
-            rms_epsilon: 1e-5,
-            context_length: 256,
-            vocab: 16,
+            layers: vec![
+                LayerKind::PLAIN,
+                LayerKind {
+                    chunked: true,
+                    ..LayerKind::PLAIN
+                },
+            ],
+            chunk: Some(96),
+            ..config(2, 2, 64, 64)
         }
+    }
+
+    fn cache(format: KvFormat, tensor: usize, slots: usize, max_tokens: usize) -> KvCache {
+        let config = shape();
+        let shard = Shard::new(&config, Layout::tensor(tensor), 0).expect("splits");
+        KvCache::new(&config, &shard, format, (slots, max_tokens))
     }
 
     proptest! {
@@ -163,45 +254,64 @@ mod tests {
         fn memory_follows_use_and_never_exceeds_the_plan(
             steps in proptest::collection::vec((0_usize..3, 0_usize..200), 1..40),
         ) {
-            let config = config();
-            let shard = Shard::new(&config, 1, 2, 32).expect("splits");
-            let mut cache = KvCache::new(&config, &shard, 3, 200);
-            let mut most = 0;
+            let mut cache = cache(KvFormat::F16, 2, 3, 200);
+            let (mut most, mut most_chunked) = (0, 0);
             for (slot, tokens) in steps {
                 cache.extend(slot, 0, tokens);
-                let used: usize = (0..3).map(|slot| cache.tokens(slot).div_ceil(CHUNK_TOKENS)).sum();
-                most = most.max(used);
-                prop_assert_eq!(cache.chunks(), most);
-                prop_assert!(most <= 3 * 200_usize.div_ceil(CHUNK_TOKENS));
+                let pages = |limit: usize| -> usize {
+                    (0..3).map(|slot| cache.tokens(slot).min(limit).div_ceil(PAGE_TOKENS)).sum()
+                };
+                most = most.max(pages(200));
+                most_chunked = most_chunked.max(pages(96));
+                prop_assert_eq!(cache.pages(Kept::All), most);
+                prop_assert_eq!(cache.pages(Kept::Chunk), most_chunked);
+                prop_assert!(most <= 3 * 200_usize.div_ceil(PAGE_TOKENS));
+                prop_assert!(most_chunked <= 3 * 96_usize.div_ceil(PAGE_TOKENS));
             }
         }
     }
 
     #[test]
     fn sequences_and_layers_do_not_mix() {
-        let config = config();
-        let shard = Shard::new(&config, 0, 1, 32).expect("splits");
-        let mut cache = KvCache::new(&config, &shard, 2, 100);
-        let mut places = Vec::new();
-        for slot in 0..2 {
-            cache.extend(slot, 0, 70);
-            for layer in 0..2 {
-                for half in [Half::Keys, Half::Values] {
-                    for head in 0..2 {
-                        for position in [0, 63, 64, 69] {
-                            places.push(((layer, half, head), (slot, position)));
+        for format in [KvFormat::F16, KvFormat::F32] {
+            let mut cache = cache(format, 1, 2, 100);
+            let mut places = Vec::new();
+            for slot in 0..2 {
+                cache.extend(slot, 0, 70);
+                for layer in 0..2 {
+                    for half in [Half::Keys, Half::Values] {
+                        for head in 0..2 {
+                            for position in [0, 63, 64, 69] {
+                                places.push(((layer, half, head), (slot, position)));
+                            }
                         }
                     }
                 }
             }
+            for (number, &(what, place)) in places.iter().enumerate() {
+                cache.write(what, place, &[number as f32; 64]);
+            }
+            for (number, &(what, (slot, position))) in places.iter().enumerate() {
+                let page = (slot, position / PAGE_TOKENS);
+                let at = position % PAGE_TOKENS * 64;
+                let found = match cache.read(what, page, PAGE_TOKENS) {
+                    Values::F16(values) => values[at..at + 64].to_f32_vec(),
+                    Values::F32(values) => values[at..at + 64].to_vec(),
+                };
+                assert_eq!(found, [number as f32; 64]);
+            }
         }
-        for (number, &(what, place)) in places.iter().enumerate() {
-            cache.write(what, place, &[number as f32; 32]);
-        }
-        for (number, &(what, (slot, position))) in places.iter().enumerate() {
-            let chunk = cache.read(what, (slot, position / CHUNK_TOKENS));
-            let token = &chunk[position % CHUNK_TOKENS * 32..][..32];
-            assert_eq!(token, [f16::from_f32(number as f32); 32]);
-        }
+    }
+
+    #[test]
+    fn a_chunk_takes_the_place_of_the_one_before() {
+        let mut cache = cache(KvFormat::F32, 1, 1, 300);
+        cache.extend(0, 0, 100);
+        assert_eq!((cache.place(0, 99), cache.place(1, 99)), (99, 3));
+        assert!(cache.can_keep(0, 100) && cache.can_keep(0, 97) && cache.can_keep(0, 96));
+        // Tokens before the chunk of the last one are gone in the second layer.
+        assert!(!cache.can_keep(0, 95) && !cache.can_keep(0, 101) && cache.can_keep(0, 0));
+        cache.extend(0, 100, 92);
+        assert!(cache.can_keep(0, 192) && cache.can_keep(0, 96));
     }
 }

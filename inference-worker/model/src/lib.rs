@@ -1,35 +1,36 @@
-//! Llama models on candle: reading a GGUF, slicing it for one tensor-parallel
-//! rank, computing steps, and the text around it (tokenizer, chat template,
-//! sampling).
+//! Llama models on candle: loading one rank's part of a checkpoint, computing
+//! steps, and the text around it (tokenizer, chat template, sampling).
 //!
 //! This crate knows nothing of processes, sockets or requests. Ranks talk
 //! through [`Collective`], whose backends live in the worker.
 
 mod attention;
+mod buffer;
 pub mod collective;
-pub mod config;
-pub mod error;
+pub mod cut;
+mod experts;
 #[doc(hidden)]
 pub mod fixture;
-pub mod gguf;
 pub mod kernels;
 mod kv;
+mod layer;
+mod linear;
 pub mod llama;
-pub mod memory;
+mod load;
 mod ops;
+mod rope;
 pub mod sample;
-pub mod shard;
 pub mod step;
 pub mod text;
 mod threads;
-mod weights;
+
+pub use llama_checkpoint::{
+    Checkpoint, Gguf, Layout, LlamaConfig, MemoryPlan, MemoryRequest, ModelError,
+    ModelErrorCategory, Shard, advice, checkpoint, config, error, gguf, memory, order, shard,
+    slices,
+};
 
 pub use collective::{Collective, CollectiveError, LocalCollective};
-pub use config::LlamaConfig;
-pub use error::{ModelError, ModelErrorCategory};
-pub use gguf::Gguf;
-pub use kv::CHUNK_TOKENS;
+pub use linear::Linear;
 pub use llama::{Llama, LoadOptions};
-pub use memory::{MemoryPlan, MemoryRequest};
-pub use ops::QuantLinear;
-pub use step::{Segment, StepError, StepModel};
+pub use step::{Segment, StepError, StepModel, Wanted};

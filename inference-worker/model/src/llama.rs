@@ -1,4 +1,4 @@
-//! A Llama model's forward pass on one tensor-parallel rank.
+//! A Llama model's forward pass on one rank.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -6,134 +6,187 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use llama_checkpoint::memory::{KvFormat, check_context};
+use llama_checkpoint::slices::ModelSlices;
+use llama_checkpoint::{Checkpoint, Layout, LlamaConfig, ModelError, Shard};
 
-use crate::attention::{Attend, Rope, StepRows};
+use crate::attention::{Attend, AttentionForm, LayerStep, StepRows};
 use crate::collective::Collective;
-use crate::config::LlamaConfig;
-use crate::error::ModelError;
-use crate::gguf::Gguf;
-use crate::kernels::{BLOCK, Isa};
+use crate::experts::Experts;
+use crate::kernels::Isa;
 use crate::kv::KvCache;
-use crate::ops::{AddTo, QuantLinear, Reduce, RmsNorm, SiluMul};
-use crate::shard::Shard;
-use crate::step::{Segment, StepError, StepModel};
+use crate::layer::{FeedForward, Layer, Network};
+use crate::linear::{Linear, Matrix};
+use crate::load::{self, LoadedFeedForward, LoadedNetwork};
+use crate::ops::{Reduce, RmsNorm};
+use crate::rope::Rope;
+use crate::step::{Segment, StepError, StepModel, Wanted};
 use crate::threads::Threads;
-use crate::weights::{Embedding, LayerSlices, ModelSlices};
 
 /// How a rank loads its part of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
+    /// How the ranks of the group divide the model.
+    pub layout: Layout,
     /// This rank, from 0.
     pub rank: usize,
-    /// Ranks of the group.
-    pub world: usize,
     /// Threads that compute.
     pub threads: usize,
     /// Sequences that the KV cache has a place for.
     pub slots: usize,
     /// Tokens that a sequence may have.
     pub max_tokens: usize,
+    /// The form of keys and values.
+    pub kv: KvFormat,
+    /// Whether weights must have the digests that the checkpoint holds of them.
+    pub verify: bool,
 }
 
-/// One rank's shard of a Llama model, with its KV cache.
+/// One rank's part of a Llama model, with its KV cache.
 #[derive(Debug)]
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Embedding,
+    shard: Shard,
+    /// Rows of the token embedding, on the first stage.
+    embedding: Option<Matrix>,
     layers: Vec<Layer>,
-    norm: RmsNorm,
-    head: QuantLinear,
+    /// Norm and output head, on the last stage.
+    head: Option<(RmsNorm, Linear)>,
     rope: Rope,
     cache: KvCache,
-    /// Rows of the output head that each rank has.
+    /// Rows of the output head that each rank of the group has.
     vocab_ranges: Vec<Range<usize>>,
     threads: Arc<Threads>,
     isa: Isa,
 }
 
-#[derive(Debug)]
-struct Layer {
-    attn_norm: RmsNorm,
-    q: QuantLinear,
-    k: QuantLinear,
-    v: QuantLinear,
-    o: QuantLinear,
-    ffn_norm: RmsNorm,
-    gate: QuantLinear,
-    up: QuantLinear,
-    down: QuantLinear,
+/// What turns loaded weights into parts of a model.
+struct Builder<'a> {
+    config: &'a LlamaConfig,
+    threads: Arc<Threads>,
+    isa: Isa,
 }
 
-impl Layer {
-    fn load(
-        slices: &LayerSlices<'_>,
-        gguf: &Gguf,
-        config: &LlamaConfig,
-        isa: Isa,
-        threads: &Arc<Threads>,
-    ) -> Result<Self, ModelError> {
-        let epsilon = config.rms_epsilon;
-        Ok(Self {
-            attn_norm: RmsNorm::new(slices.attn_norm.load(gguf)?, epsilon),
-            q: slices.q.load(gguf, isa, threads)?,
-            k: slices.k.load(gguf, isa, threads)?,
-            v: slices.v.load(gguf, isa, threads)?,
-            o: slices.o.load(gguf, isa, threads)?,
-            ffn_norm: RmsNorm::new(slices.ffn_norm.load(gguf)?, epsilon),
-            gate: slices.gate.load(gguf, isa, threads)?,
-            up: slices.up.load(gguf, isa, threads)?,
-            down: slices.down.load(gguf, isa, threads)?,
-        })
+impl Builder<'_> {
+    fn linear(&self, matrix: Matrix) -> Linear {
+        Linear::new(matrix, self.isa, Arc::clone(&self.threads))
+    }
+
+    fn norm(&self, weight: Tensor) -> RmsNorm {
+        RmsNorm::new(weight, self.config.rms_epsilon)
+    }
+
+    fn network(&self, loaded: LoadedNetwork) -> Network {
+        Network {
+            gate: self.linear(loaded.gate),
+            up: self.linear(loaded.up),
+            down: self.linear(loaded.down),
+        }
+    }
+
+    fn layer(&self, number: usize, loaded: load::LoadedLayer) -> Layer {
+        let config = self.config;
+        let kind = config.layers[number];
+        Layer {
+            attention_norm: self.norm(loaded.attention_norm),
+            query: self.linear(loaded.query),
+            key: self.linear(loaded.key),
+            value: self.linear(loaded.value),
+            output: self.linear(loaded.output),
+            form: AttentionForm {
+                rope: kind.rope,
+                chunked: kind.chunked && config.chunk.is_some(),
+                norm: (config.qk_norm && kind.rope).then_some(config.rms_epsilon),
+                temperature: config.temperature.filter(|_| !kind.rope),
+            },
+            feed_forward_norm: self.norm(loaded.feed_forward_norm),
+            feed_forward: match loaded.feed_forward {
+                LoadedFeedForward::Dense(network) => FeedForward::Dense(self.network(*network)),
+                LoadedFeedForward::Experts {
+                    router,
+                    shared,
+                    experts,
+                } => FeedForward::Experts {
+                    shared: self.network(*shared),
+                    experts: Experts {
+                        router: self.linear(*router),
+                        networks: experts
+                            .into_iter()
+                            .map(|loaded| self.network(loaded))
+                            .collect(),
+                        isa: self.isa,
+                    },
+                },
+            },
+        }
     }
 }
 
 impl Llama {
     /// Loads the part of `options.rank`, telling `progress` the bytes read and
-    /// the bytes to read. Only the rank's own slices are copied to memory.
+    /// the bytes to read. Only the rank's own slices are read.
     ///
     /// # Errors
-    /// `InvalidLayout` when the model cannot be split so, `ModelUnsupported` and
-    /// `ModelInvalid` when the file is not a Llama model that this crate runs.
+    /// `InvalidLayout` when the model cannot be split so; whatever reading the
+    /// weights refuses.
     pub fn load(
-        gguf: &Gguf,
+        checkpoint: &Checkpoint,
         options: &LoadOptions,
         progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let config = LlamaConfig::from_gguf(gguf)?;
-        let shard = Shard::new(&config, options.rank, options.world, BLOCK)?;
+        let config = checkpoint.config().clone();
+        let layout = options.layout;
+        let shard = Shard::new(&config, layout, options.rank)?;
         check_context(&config, options.max_tokens)?;
-        let slices = ModelSlices::locate(gguf, &config, &shard)?;
-        let threads = Arc::new(Threads::new(options.threads)?);
-        let isa = Isa::best();
-
-        let total = slices.bytes();
-        let mut done = 0;
-        progress(done, total);
-        let mut layers = Vec::with_capacity(slices.layers.len());
-        for slices in &slices.layers {
-            layers.push(Layer::load(slices, gguf, &config, isa, &threads)?);
-            done += slices.bytes();
-            progress(done, total);
-        }
-        let norm = RmsNorm::new(slices.norm.load(gguf)?, config.rms_epsilon);
-        let head = slices.head.load(gguf, isa, &threads)?;
-        gguf.release_pages()?;
-        progress(total, total);
-
-        let factors = rope_factors(gguf, &slices)?;
-        let vocab_ranges = (0..options.world)
-            .map(|rank| Shard::new(&config, rank, options.world, BLOCK).map(|shard| shard.vocab))
-            .collect::<Result<_, _>>()?;
+        let slices = ModelSlices::locate(checkpoint, &shard)?;
+        let loaded = load::read(
+            checkpoint,
+            &slices,
+            options.verify.then_some(options.rank),
+            progress,
+        )?;
+        let builder = Builder {
+            config: &config,
+            threads: Arc::new(Threads::new(options.threads)?),
+            isa: Isa::best(),
+        };
+        let numbers = shard.layers.clone();
+        let layers = numbers
+            .zip(loaded.layers)
+            .map(|(number, layer)| builder.layer(number, layer))
+            .collect();
+        let head = loaded.norm.map(|norm| {
+            // A tied model's head is its embedding.
+            let matrix = loaded.head.or_else(|| loaded.embedding.clone());
+            matrix.map(|matrix| (builder.norm(norm), builder.linear(matrix)))
+        });
+        let vocab_ranges = (0..layout.world())
+            .map(|rank| {
+                let shard = Shard::new(&config, layout, rank)?;
+                let none = shard.vocab.end..shard.vocab.end;
+                Ok(if shard.is_last_stage() {
+                    shard.vocab
+                } else {
+                    none
+                })
+            })
+            .collect::<Result<_, ModelError>>()?;
+        let (threads, isa) = (builder.threads, builder.isa);
         Ok(Self {
-            embedding: slices.embedding(gguf),
+            embedding: loaded.embedding,
             layers,
-            norm,
-            head,
-            rope: Rope::new(&config, factors.as_deref()),
-            cache: KvCache::new(&config, &shard, options.slots, options.max_tokens),
+            head: head.flatten(),
+            rope: Rope::new(&config, loaded.rope_factors.as_deref()),
+            cache: KvCache::new(
+                &config,
+                &shard,
+                options.kv,
+                (options.slots, options.max_tokens),
+            ),
             vocab_ranges,
             threads,
             isa,
+            shard,
             config,
         })
     }
@@ -169,10 +222,11 @@ impl Llama {
             if tokens.is_empty() {
                 return invalid(format!("no tokens for slot {slot}"));
             }
-            if start > self.cache.tokens(slot) {
+            if !self.cache.can_keep(slot, start) {
                 return invalid(format!(
-                    "slot {slot} goes on at position {start} but has {} tokens",
-                    self.cache.tokens(slot)
+                    "slot {slot} goes on at position {start} but has {} tokens{}",
+                    self.cache.tokens(slot),
+                    self.kept()
                 ));
             }
             if start + tokens.len() > self.cache.max_tokens() {
@@ -195,14 +249,34 @@ impl Llama {
         Ok(())
     }
 
-    fn embed(&self, segments: &[Segment]) -> candle_core::Result<Tensor> {
-        let tokens = || segments.iter().flat_map(|segment| &segment.tokens);
-        let count = tokens().count();
-        let mut rows = Vec::with_capacity(count * self.config.hidden);
-        for token in tokens() {
-            self.embedding.push_row(*token as usize, &mut rows);
+    fn kept(&self) -> String {
+        let chunk = self.config.chunk;
+        chunk.map_or_else(String::new, |chunk| {
+            format!(", of which some layers keep the last chunk of {chunk}")
+        })
+    }
+
+    /// The residual stream where this stage begins: rows of the embedding, of which
+    /// each rank has a part, or what the stage before sends.
+    fn begin(&self, segments: &[Segment], reduce: &Reduce<'_>) -> Result<Tensor, StepError> {
+        let count = segments.iter().map(|segment| segment.tokens.len()).sum();
+        let hidden = self.config.hidden;
+        let Some(embedding) = &self.embedding else {
+            return reduce.receive((count, hidden));
+        };
+        let table = embedding.rows();
+        let mut rows = vec![0.0; count * hidden];
+        let tokens = segments.iter().flat_map(|segment| &segment.tokens);
+        for (token, row) in tokens.zip(rows.chunks_exact_mut(hidden)) {
+            let token = *token as usize;
+            if self.shard.vocab.contains(&token) {
+                table.unpack_row(token - self.shard.vocab.start, row);
+            }
         }
-        Tensor::from_vec(rows, (count, self.config.hidden), &Device::Cpu)
+        let x =
+            Tensor::from_vec(rows, (count, hidden), &Device::Cpu).map_err(StepError::Compute)?;
+        reduce.sum(&x)?;
+        Ok(x)
     }
 
     fn compute(
@@ -210,7 +284,7 @@ impl Llama {
         segments: &[Segment],
         reduce: &Reduce<'_>,
     ) -> Result<Vec<Vec<f32>>, StepError> {
-        let x = self.embed(segments).map_err(StepError::Compute)?;
+        let x = self.begin(segments, reduce)?;
         let sequences = segments.iter().map(|segment| {
             let (slot, start) = (segment.slot as usize, segment.start as usize);
             (slot, start, segment.tokens.len())
@@ -218,61 +292,49 @@ impl Llama {
         for (slot, start, len) in sequences.clone() {
             self.cache.extend(slot, start, len);
         }
-        let rows = StepRows::new(sequences, &self.rope);
+        let rows = StepRows::new(sequences, &self.rope, self.config.chunk);
         for (index, layer) in self.layers.iter().enumerate() {
             let attend = Attend {
                 cache: RefCell::new(&mut self.cache),
-                rows: &rows,
-                layer: index,
-                head_dim: self.config.head_dim,
-                threads: &self.threads,
-                isa: self.isa,
+                step: LayerStep {
+                    rows: &rows,
+                    rope: &self.rope,
+                    form: layer.form,
+                    layer: index,
+                    head_dim: self.config.head_dim,
+                    threads: &self.threads,
+                    isa: self.isa,
+                },
             };
-            let part = layer.attention(&x, &attend).map_err(StepError::Compute)?;
-            reduce.sum(&part)?;
-            x.inplace_op2(&part, &AddTo).map_err(StepError::Compute)?;
-            let part = layer
-                .feed_forward(&x, self.isa)
-                .map_err(StepError::Compute)?;
-            reduce.sum(&part)?;
-            x.inplace_op2(&part, &AddTo).map_err(StepError::Compute)?;
+            layer.forward(&x, &attend, reduce)?;
+        }
+        if !self.shard.is_last_stage() {
+            reduce.send(&x)?;
         }
         let wanted = wanted_rows(segments);
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let part = self.project(&x, &wanted).map_err(StepError::Compute)?;
-        reduce.gather_rows(&part, &self.vocab_ranges)
-    }
-
-    /// This rank's columns of the logits after the rows `wanted`.
-    fn project(&self, x: &Tensor, wanted: &[u32]) -> candle_core::Result<Tensor> {
-        let wanted = Tensor::from_slice(wanted, wanted.len(), &Device::Cpu)?;
-        let x = self.norm.forward(&x.index_select(&wanted, 0)?)?;
-        self.head.forward(&x)
+        let part = match &self.head {
+            None => None,
+            Some((norm, head)) => {
+                let part = project(&x, &wanted, norm, head);
+                Some(part.map_err(StepError::Compute)?)
+            }
+        };
+        reduce.gather_rows(wanted.len(), part.as_ref(), &self.vocab_ranges)
     }
 }
 
-impl Layer {
-    /// This rank's part of the attention output.
-    fn attention(&self, x: &Tensor, attend: &Attend<'_>) -> candle_core::Result<Tensor> {
-        let x = self.attn_norm.forward(x)?;
-        let (q, k, v) = (
-            self.q.forward(&x)?,
-            self.k.forward(&x)?,
-            self.v.forward(&x)?,
-        );
-        self.o.forward(&q.apply_op3_no_bwd(&k, &v, attend)?)
-    }
-
-    /// This rank's part of the feed-forward network's output.
-    fn feed_forward(&self, x: &Tensor, isa: Isa) -> candle_core::Result<Tensor> {
-        let x = self.ffn_norm.forward(x)?;
-        let gate = self.gate.forward(&x)?;
-        let up = self.up.forward(&x)?;
-        self.down
-            .forward(&gate.apply_op2_no_bwd(&up, &SiluMul(isa))?)
-    }
+/// This rank's columns of the logits after the rows `wanted`.
+fn project(
+    x: &Tensor,
+    wanted: &[u32],
+    norm: &RmsNorm,
+    head: &Linear,
+) -> candle_core::Result<Tensor> {
+    let wanted = Tensor::from_slice(wanted, wanted.len(), &Device::Cpu)?;
+    head.forward(&norm.forward(&x.index_select(&wanted, 0)?)?)
 }
 
 impl StepModel for Llama {
@@ -294,45 +356,18 @@ impl StepModel for Llama {
     }
 }
 
-/// Llama 3's divisors of the rotary frequencies, where the file has them.
-fn rope_factors(gguf: &Gguf, slices: &ModelSlices<'_>) -> Result<Option<Vec<f32>>, ModelError> {
-    let Some(slice) = slices.rope_factors else {
-        return Ok(None);
-    };
-    let factors = slice.values(gguf);
-    match factors
-        .iter()
-        .find(|factor| **factor <= 0.0 || factor.is_nan())
-    {
-        Some(factor) => Err(gguf.invalid(&format!(
-            "{} holds {factor}, expected positive numbers",
-            slice.name()
-        ))),
-        None => Ok(Some(factors)),
-    }
-}
-
-/// Rows of the last tokens whose logits are wanted.
+/// Rows of the tokens whose logits are wanted.
 fn wanted_rows(segments: &[Segment]) -> Vec<u32> {
     let mut wanted = Vec::new();
-    let mut end = 0_u32;
+    let mut start = 0_u32;
     for segment in segments {
-        end += u32::try_from(segment.tokens.len()).unwrap_or(u32::MAX);
-        if segment.wants_logits {
-            wanted.push(end - 1);
+        let end = start + u32::try_from(segment.tokens.len()).unwrap_or(u32::MAX);
+        match segment.logits {
+            Wanted::None => {}
+            Wanted::Last => wanted.push(end - 1),
+            Wanted::All => wanted.extend(start..end),
         }
+        start = end;
     }
     wanted
-}
-
-/// A sequence longer than the model was trained for would be answered with
-/// nonsense.
-pub(crate) fn check_context(config: &LlamaConfig, max_tokens: usize) -> Result<(), ModelError> {
-    if max_tokens == 0 || max_tokens > config.context_length {
-        return Err(ModelError::Layout(format!(
-            "sequences of {max_tokens} tokens: the model takes 1 to {}",
-            config.context_length
-        )));
-    }
-    Ok(())
 }

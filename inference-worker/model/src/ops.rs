@@ -2,28 +2,14 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape, Storage,
-    Tensor,
+    CpuStorage, CustomOp2, Device, InplaceOp1, InplaceOp2, Layout, Result, Shape, Tensor,
 };
 
 use crate::collective::{Collective, CollectiveError};
-use crate::kernels::{self, Activations, Format, Isa, Rows};
+use crate::kernels::{self, Isa};
 use crate::step::StepError;
-use crate::threads::Threads;
-
-/// Activation rows that one pass over the weights takes: few enough to stay in
-/// the second-level cache while weight rows stream by.
-const BATCH_ROWS: usize = 64;
-/// Multiplications below which one thread is faster than several.
-const ALONE_BELOW: usize = 1 << 18;
-/// Pieces of work for each thread, so that a thread that was held up leaves
-/// pieces to the others.
-const PIECES_PER_THREAD: usize = 4;
-/// Weight rows that a kernel takes together.
-const ROW_STEP: usize = 4;
 
 /// The values of a contiguous f32 tensor.
 pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -39,117 +25,6 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
         candle_core::bail!("a tensor of {:?} is not contiguous f32", layout.shape());
     };
     Ok(&mut data[start..end])
-}
-
-/// A matrix in the storage type of the file, which multiplies f32 activations:
-/// `[m, columns]` becomes `[m, rows]`.
-#[derive(Clone, Debug)]
-pub struct QuantLinear {
-    /// `[rows, bytes of a row]`, as in the file.
-    weight: Tensor,
-    format: Format,
-    columns: usize,
-    stretch: usize,
-    isa: Isa,
-    threads: Arc<Threads>,
-}
-
-impl QuantLinear {
-    /// A matrix of `columns` columns; `weight` holds the bytes of its rows, and
-    /// `stretch` is that of [`Rows`].
-    pub(crate) fn new(
-        weight: Tensor,
-        (format, columns, stretch): (Format, usize, usize),
-        isa: Isa,
-        threads: Arc<Threads>,
-    ) -> Self {
-        Self {
-            weight,
-            format,
-            columns,
-            stretch,
-            isa,
-            threads,
-        }
-    }
-
-    /// Multiplies `[m, columns]`.
-    ///
-    /// # Errors
-    /// When the shape does not fit.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.apply_op1_no_bwd(self)
-    }
-
-    fn rows_of<'a>(&self, bytes: &'a [u8]) -> Rows<'a> {
-        Rows {
-            format: self.format,
-            bytes,
-            columns: self.columns,
-            stretch: self.stretch,
-        }
-    }
-
-    fn multiply(&self, bytes: &[u8], x: &[f32]) -> Vec<f32> {
-        let rows = self.rows_of(bytes);
-        let (count, batch) = (rows.count(), x.len() / self.columns);
-        let alone = self.threads.count() == 1 || count * x.len() < ALONE_BELOW;
-        let x = Activations::new(self.isa, self.format, x, self.columns);
-        let mut out = vec![0.0; count * batch];
-        if alone {
-            self.multiply_here(&rows, &x, batch, &mut out);
-            return out;
-        }
-        let pieces = self.threads.count() * PIECES_PER_THREAD;
-        let step = count.div_ceil(pieces).next_multiple_of(ROW_STEP);
-        let starts: Vec<usize> = (0..count).step_by(step).collect();
-        let row_bytes = self.format.row_bytes(self.columns);
-        let parts = self.threads.map(&starts, |&start| {
-            let end = (start + step).min(count);
-            let rows = self.rows_of(&bytes[start * row_bytes..end * row_bytes]);
-            let mut part = vec![0.0; rows.count() * batch];
-            self.multiply_here(&rows, &x, batch, &mut part);
-            part
-        });
-        for (start, part) in starts.iter().zip(&parts) {
-            let width = part.len() / batch;
-            for (out, part) in out.chunks_exact_mut(count).zip(part.chunks_exact(width)) {
-                out[*start..start + width].copy_from_slice(part);
-            }
-        }
-        out
-    }
-
-    fn multiply_here(&self, rows: &Rows<'_>, x: &Activations<'_>, batch: usize, out: &mut [f32]) {
-        let count = rows.count();
-        for (number, out) in out.chunks_mut(BATCH_ROWS * count).enumerate() {
-            let start = number * BATCH_ROWS;
-            let range = start..batch.min(start + BATCH_ROWS);
-            kernels::matmul(self.isa, rows, x, range, (out, count));
-        }
-    }
-}
-
-impl CustomOp1 for QuantLinear {
-    fn name(&self) -> &'static str {
-        "quant-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, columns) = layout.shape().dims2()?;
-        if columns != self.columns {
-            candle_core::bail!("{columns} values for a matrix of {} columns", self.columns);
-        }
-        let x = values(storage, layout)?;
-        let (weight, weight_layout) = self.weight.storage_and_layout();
-        let Storage::Cpu(weight) = &*weight else {
-            candle_core::bail!("weights are not in main memory");
-        };
-        let bytes = &weight.as_slice::<u8>()?[weight_layout.start_offset()..];
-        let out = self.multiply(bytes, x);
-        let rows = self.weight.dim(0)?;
-        Ok((CpuStorage::F32(out), Shape::from((batch, rows))))
-    }
 }
 
 /// `RMSNorm` (Zhang and Sennrich 2019): each row divided by its root mean square,
@@ -268,18 +143,38 @@ impl<'a> Reduce<'a> {
             })
     }
 
-    /// Rows whose columns are spread over ranks, `[m, columns of this rank]`, as
-    /// whole rows; rank r has the columns `ranges[r]`.
+    /// Hands rows to the next stage.
+    pub(crate) fn send(&self, rows: &Tensor) -> std::result::Result<(), StepError> {
+        let rows: Vec<f32> = rows
+            .flatten_all()
+            .and_then(|rows| rows.to_vec1())
+            .map_err(StepError::Compute)?;
+        self.collective.borrow_mut().send_next(&rows)?;
+        Ok(())
+    }
+
+    /// Takes `shape` rows from the previous stage.
+    pub(crate) fn receive(&self, shape: (usize, usize)) -> std::result::Result<Tensor, StepError> {
+        let mut rows = vec![0.0; shape.0 * shape.1];
+        self.collective.borrow_mut().receive_previous(&mut rows)?;
+        Tensor::from_vec(rows, shape, &Device::Cpu).map_err(StepError::Compute)
+    }
+
+    /// `rows` rows whose columns are spread over ranks as whole rows; rank r has the
+    /// columns `ranges[r]`, `part` is ours.
     pub(crate) fn gather_rows(
         &self,
-        part: &Tensor,
+        rows: usize,
+        part: Option<&Tensor>,
         ranges: &[Range<usize>],
     ) -> std::result::Result<Vec<Vec<f32>>, StepError> {
-        let (rows, _) = part.dims2().map_err(StepError::Compute)?;
-        let part: Vec<f32> = part
-            .flatten_all()
-            .and_then(|part| part.to_vec1())
-            .map_err(StepError::Compute)?;
+        let part: Vec<f32> = match part {
+            None => Vec::new(),
+            Some(part) => part
+                .flatten_all()
+                .and_then(|part| part.to_vec1())
+                .map_err(StepError::Compute)?,
+        };
         let lens: Vec<usize> = ranges.iter().map(|range| range.len() * rows).collect();
         let columns = ranges.last().map_or(0, |range| range.end);
         let mut all = vec![0.0; columns * rows];
@@ -288,7 +183,7 @@ impl<'a> Reduce<'a> {
             .all_gather(&part, &lens, &mut all)?;
         let mut whole = vec![Vec::with_capacity(columns); rows];
         let mut rest = all.as_slice();
-        for range in ranges {
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
             let (part, behind) = rest.split_at(range.len() * rows);
             for (row, part) in whole.iter_mut().zip(part.chunks_exact(range.len())) {
                 row.extend_from_slice(part);

@@ -14,9 +14,20 @@ pub struct Segment {
     pub start: u32,
     /// Token ids, at least one.
     pub tokens: Vec<u32>,
-    /// Whether the logits after the last token are wanted (a prefill that goes
-    /// on in a later step does not want them).
-    pub wants_logits: bool,
+    /// Which logits are wanted.
+    pub logits: Wanted,
+}
+
+/// After which tokens of a segment logits are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wanted {
+    /// After none: a prefill that goes on in a later step.
+    #[default]
+    None,
+    /// After the last.
+    Last,
+    /// After each.
+    All,
 }
 
 /// A step that could not be computed.
@@ -39,7 +50,7 @@ pub trait StepModel: Send {
     fn vocab_size(&self) -> usize;
 
     /// Computes `segments` and returns one row of logits, `vocab_size` long, for
-    /// each segment with `wants_logits`, in order; the same rows on every rank.
+    /// each token whose logits are wanted, in order; the same rows on every rank.
     ///
     /// # Errors
     /// When a peer fails or a segment is out of range.

@@ -7,14 +7,17 @@ mod common;
 mod plain;
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-use common::{max_difference, on_ranks, segment};
+use common::{Setup, on_ranks, segment};
+use llama_model::checkpoint::LoadFormat;
 use llama_model::fixture::{GgufWriter, TinyLlama};
 use llama_model::gguf::{GgmlType, Value};
 use llama_model::kernels::Format;
-use llama_model::text::{ChatMessage, ChatTemplate, Special, TextError, Tokenizer};
+use llama_model::memory::{KvFormat, Target};
+use llama_model::text::{ChatMessage, ChatTemplate, Conversation, Special, TextError, Tokenizer};
 use llama_model::{
-    Gguf, Llama, LlamaConfig, LoadOptions, MemoryPlan, MemoryRequest, ModelError,
+    Checkpoint, Gguf, Layout, Llama, LoadOptions, MemoryPlan, MemoryRequest, ModelError,
     ModelErrorCategory, StepError, StepModel,
 };
 use proptest::prelude::*;
@@ -31,20 +34,36 @@ fn open(writer: &GgufWriter) -> Gguf {
     Gguf::open(&write(&folder, "tiny.gguf", &writer.to_bytes())).expect("opens")
 }
 
-fn load(gguf: &Gguf) -> Result<Llama, ModelError> {
-    let options = LoadOptions {
-        rank: 0,
-        world: 1,
-        threads: 1,
-        slots: 1,
-        max_tokens: 64,
-    };
-    Llama::load(gguf, &options, &|_, _| {})
+/// A checkpoint whose file lives as long as the test needs it.
+fn checkpoint(writer: &GgufWriter) -> (TempDir, Checkpoint) {
+    let folder = TempDir::new().expect("a folder");
+    let path = write(&folder, "tiny.gguf", &writer.to_bytes());
+    let checkpoint = Checkpoint::open(&path, LoadFormat::Auto).expect("opens");
+    (folder, checkpoint)
+}
+
+const OPTIONS: LoadOptions = LoadOptions {
+    layout: Layout {
+        tensor: 1,
+        pipeline: 1,
+    },
+    rank: 0,
+    threads: 1,
+    slots: 1,
+    max_tokens: 64,
+    kv: KvFormat::F16,
+    verify: false,
+};
+
+fn load(checkpoint: &Checkpoint) -> Result<Llama, ModelError> {
+    Llama::load(checkpoint, &OPTIONS, &|_, _| {})
 }
 
 /// The sentence and category that loading `writer` ends with.
 fn refusal(writer: &GgufWriter) -> (String, ModelErrorCategory) {
-    let error = load(&open(writer)).expect_err("is refused");
+    let folder = TempDir::new().expect("a folder");
+    let path = write(&folder, "tiny.gguf", &writer.to_bytes());
+    let error = Checkpoint::open(&path, LoadFormat::Auto).expect_err("is refused");
     let text = error.to_string();
     let (_, message) = text.split_once("tiny.gguf: ").expect("names the file");
     (message.to_owned(), error.category())
@@ -140,7 +159,8 @@ fn models_that_this_crate_does_not_compute_are_refused_by_name() {
     assert_eq!(
         with(&|w| w.set_text("general.architecture", "qwen2")),
         (
-            "general.architecture is \"qwen2\"; this worker runs \"llama\"".to_owned(),
+            "general.architecture is \"qwen2\"; this worker runs \"llama\" and \"llama4\""
+                .to_owned(),
             unsupported
         )
     );
@@ -162,11 +182,11 @@ fn models_that_this_crate_does_not_compute_are_refused_by_name() {
     assert_eq!(
         with(&|w| {
             let (_, dims, ggml_type, bytes) = &mut w.tensors[2];
-            *ggml_type = GgmlType(6);
-            bytes.truncate(usize::try_from(dims[0] * dims[1] / 32 * 22).expect("small"));
+            *ggml_type = GgmlType(20);
+            bytes.truncate(usize::try_from(dims[0] * dims[1] / 32 * 18).expect("small"));
         }),
         (
-            "tensor blk.0.attn_q.weight is stored as Q5_0; this worker computes with F32, F16, BF16, Q4_0, Q4_1, Q8_0"
+            "tensor blk.0.attn_q.weight is stored as IQ4_NL; this worker computes with F32, F16, BF16, F8_E4M3, Q4_0, Q4_1, Q8_0, I8 with scales, packed 4-bit integers, and ggml's K-quants"
                 .to_owned(),
             unsupported
         )
@@ -191,7 +211,7 @@ fn models_that_this_crate_does_not_compute_are_refused_by_name() {
     assert_eq!(
         with(&|w| w.set("llama.attention.head_count", Value::Unsigned(16))),
         (
-            "tensor blk.0.attn_q.weight has the shape [128, 256], expected [128, 512]".to_owned(),
+            "tensor blk.0.attn_q.weight has the shape [256, 128], expected [512, 128]".to_owned(),
             invalid
         )
     );
@@ -203,25 +223,27 @@ fn models_that_this_crate_does_not_compute_are_refused_by_name() {
 
 fn request(world: usize, max_tokens: usize) -> MemoryRequest {
     MemoryRequest {
-        world,
+        layout: Layout::tensor(world),
         ranks: 0..world,
-        threads: 1,
+        target: Target::Cpu { threads: 1 },
         max_tokens,
         step_tokens: 64,
+        kv: KvFormat::F16,
     }
 }
 
 #[test]
 fn layouts_that_do_not_divide_are_refused() {
-    let gguf = open(&TinyLlama::default().gguf());
+    let (_folder, checkpoint) = checkpoint(&TinyLlama::default().gguf());
     let refused = |world: usize, max_tokens: usize| {
-        let error = MemoryPlan::new(&gguf, &request(world, max_tokens)).expect_err("is refused");
+        let error =
+            MemoryPlan::new(&checkpoint, &request(world, max_tokens)).expect_err("is refused");
         assert_eq!(error.category(), ModelErrorCategory::InvalidLayout);
         error.to_string()
     };
     assert_eq!(
         refused(3, 64),
-        "tensor parallel 3 does not divide 8 attention heads (4 KV heads); 1, 2 or 4 would"
+        "tensor parallel 3 does not divide 8 attention heads (4 KV heads); 1, 2, 4 or 8 would"
     );
     assert_eq!(
         refused(2, 513),
@@ -231,28 +253,27 @@ fn layouts_that_do_not_divide_are_refused() {
 
 #[test]
 fn a_memory_plan_says_what_would_fit() {
-    let gguf = open(&TinyLlama::default().gguf());
-    let one = MemoryPlan::new(&gguf, &request(1, 512)).expect("plans");
-    let four = MemoryPlan::new(&gguf, &request(4, 512)).expect("plans");
+    let (_folder, checkpoint) = checkpoint(&TinyLlama::default().gguf());
+    let plan = |world| MemoryPlan::new(&checkpoint, &request(world, 512)).expect("plans");
+    let (one, four, eight) = (plan(1), plan(4), plan(8));
     // Keys and values of 2 layers, 4 heads of 32, in f16.
-    assert_eq!(one.kv_bytes_per_token, 2 * 2 * 4 * 32 * 2);
-    assert_eq!(four.kv_bytes_per_token, one.kv_bytes_per_token);
+    assert_eq!(one.kv_bytes(64), 64 * 2 * 2 * 4 * 32 * 2);
+    assert_eq!(four.kv_bytes(64), one.kv_bytes(64));
+    // Two ranks each hold the same KV head.
+    assert_eq!(eight.kv_bytes(64), 2 * one.kv_bytes(64));
+    assert_eq!((four.kv_replicas, eight.kv_replicas), (1, 2));
     // Every rank has the norms: 5 vectors of 128 floats.
-    assert_eq!(four.weights, one.weights + 3 * 5 * 128 * 4);
-    let loaded = std::sync::atomic::AtomicU64::new(0);
-    let options = LoadOptions {
-        rank: 0,
-        world: 1,
-        threads: 1,
-        slots: 1,
-        max_tokens: 64,
-    };
-    Llama::load(&gguf, &options, &|done, total| {
+    assert_eq!(four.weights(), one.weights() + 3 * 5 * 128 * 4);
+    let loaded = std::sync::Mutex::new((0, 0));
+    Llama::load(&checkpoint, &OPTIONS, &|done, total| {
         assert!(done <= total);
-        loaded.store(done, std::sync::atomic::Ordering::Relaxed);
+        let mut most = loaded.lock().expect("no panic");
+        *most = (most.0.max(done), total);
     })
     .expect("loads");
-    assert_eq!(loaded.into_inner(), one.weights);
+    let (done, total) = loaded.into_inner().expect("no panic");
+    assert_eq!(done, total);
+    assert_eq!(total, one.weights() - 5 * 128 * 4);
 
     assert_eq!(one.check(one.total(3)).expect("fits"), 3);
     assert_eq!(one.check(one.total(1)).expect("fits"), 1);
@@ -298,13 +319,11 @@ fn text_goes_through_the_file_s_own_tokenizer_and_template() {
     };
     assert_eq!(bytes(&plain), b"in the <|im_end|>");
     assert_eq!(bytes(&plain), bytes(&parsed));
-    let messages = [ChatMessage {
-        role: "user".to_owned(),
-        content: "the".to_owned(),
-    }];
+    let messages = vec![ChatMessage::new("user", "the")];
+    let conversation = Conversation::new(messages, SystemTime::UNIX_EPOCH);
     let chat = ChatTemplate::from_gguf(&gguf, &tokenizer).expect("parses");
     assert_eq!(
-        chat.render(&messages, true).expect("renders"),
+        chat.render(&conversation).expect("renders").text(),
         "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"
     );
 
@@ -312,7 +331,7 @@ fn text_goes_through_the_file_s_own_tokenizer_and_template() {
         .metadata
         .retain(|(key, _)| key != "tokenizer.chat_template");
     let none = ChatTemplate::from_gguf(&open(&writer), &tokenizer).expect("builds");
-    let error = none.render(&messages, true).expect_err("has no template");
+    let error = none.render(&conversation).expect_err("has no template");
     assert!(matches!(error, TextError::NoChatTemplate));
 
     writer.set_text("tokenizer.ggml.pre", "deepseek-llm");
@@ -323,7 +342,7 @@ fn text_goes_through_the_file_s_own_tokenizer_and_template() {
 
 #[test]
 fn steps_out_of_range_are_refused_before_they_begin() {
-    let mut model = load(&open(&TinyLlama::default().gguf())).expect("loads");
+    let mut model = load(&checkpoint(&TinyLlama::default().gguf()).1).expect("loads");
     let collective = &mut llama_model::LocalCollective;
     let mut refused = |segments: &[llama_model::Segment]| match model
         .step(segments, collective)
@@ -354,33 +373,50 @@ fn steps_out_of_range_are_refused_before_they_begin() {
 }
 
 #[test]
-fn tensor_parallel_sizes_agree_in_every_format() {
+fn every_layout_gives_the_same_bits_in_every_format() {
     let prompt: Vec<u32> = (0..70).map(|i| i * 37 % 264).collect();
-    for (format, _) in Format::ALL {
+    for format in Format::ALL {
+        if GgmlType::of(format).is_none() {
+            continue;
+        }
         let tiny = TinyLlama {
+            layers: 3,
             format,
             own_output: format != Format::Q8_0,
             rope_factors: format == Format::F16,
             ..TinyLlama::default()
         };
-        let gguf = open(&tiny.gguf());
-        let of_world = |world| {
-            let mut ranks = on_ranks(&gguf, world, (1, 128), |model, collective| {
+        let (_folder, checkpoint) = checkpoint(&tiny.gguf());
+        let of_layout = |tensor, pipeline| {
+            let setup = Setup {
+                layout: Layout { tensor, pipeline },
+                ..Setup::tensor(1, 1, 128)
+            };
+            let mut ranks = on_ranks(&checkpoint, setup, |model, collective| {
                 common::teacher_forced(model, collective, &prompt, &[5, 6, 7])
             });
             for other in &ranks[1..] {
-                assert_eq!(&ranks[0], other, "{format:?}: ranks of {world} differ");
+                assert_eq!(&ranks[0], other, "{format:?}: ranks of {setup:?} differ");
             }
             ranks.swap_remove(0)
         };
-        let one = of_world(1);
-        // As many ranks as KV heads sum in the same order as one rank does.
-        assert_eq!(one, of_world(4), "{format:?}");
-        let difference = max_difference(&one, &of_world(2));
-        // A sum in another order can turn an int8 rounding.
-        let is_float = matches!(format, Format::F32 | Format::F16 | Format::Bf16);
-        let bound = if is_float { 1e-4 } else { 0.05 };
-        assert!(difference <= bound, "{format:?}: {difference}");
+        let one = of_layout(1, 1);
+        for (tensor, pipeline) in [
+            (2, 1),
+            (4, 1),
+            (8, 1),
+            (1, 2),
+            (2, 2),
+            (4, 2),
+            (8, 2),
+            (1, 3),
+        ] {
+            let other = of_layout(tensor, pipeline);
+            assert_eq!(
+                one, other,
+                "{format:?}: tensor {tensor}, pipeline {pipeline}"
+            );
+        }
     }
 }
 
@@ -392,17 +428,15 @@ fn threads_do_not_change_the_bits() {
         format: Format::Q4_1,
         ..TinyLlama::default()
     };
-    let gguf = open(&tiny.gguf());
+    let (_folder, checkpoint) = checkpoint(&tiny.gguf());
     let prompt: Vec<u32> = (0..90).map(|i| i * 31 % 264).collect();
     let of_threads = |threads| {
         let options = LoadOptions {
-            rank: 0,
-            world: 1,
             threads,
-            slots: 1,
             max_tokens: 128,
+            ..OPTIONS
         };
-        let mut model = Llama::load(&gguf, &options, &|_, _| {}).expect("loads");
+        let mut model = Llama::load(&checkpoint, &options, &|_, _| {}).expect("loads");
         common::teacher_forced(&mut model, &mut llama_model::LocalCollective, &prompt, &[1])
     };
     assert_eq!(of_threads(1), of_threads(3));
@@ -443,11 +477,11 @@ fn the_forward_pass_is_that_of_a_plain_one() {
             writer.set_text("llama.rope.scaling.type", "linear");
             writer.set("llama.rope.scaling.factor", Value::Float(4.0));
         }
-        let gguf = open(&writer);
-        let config = LlamaConfig::from_gguf(&gguf).expect("reads");
+        let (_folder, checkpoint) = checkpoint(&writer);
+        let config = checkpoint.config();
         let tokens: Vec<u32> = (0..40).map(|i| i * 101 % 264).collect();
-        let expected = plain::logits(&writer, &config, &tokens);
-        let mut model = load(&gguf).expect("loads");
+        let expected = plain::logits(&writer, config, &tokens);
+        let mut model = load(&checkpoint).expect("loads");
         let rows = model
             .step(&[segment(0, 0, &tokens)], &mut llama_model::LocalCollective)
             .expect("steps");
@@ -485,13 +519,15 @@ proptest! {
         }
         let folder = TempDir::new().expect("a folder");
         let path = write(&folder, "x.gguf", &bytes);
-        if let Ok(gguf) = Gguf::open(&path) {
-            if let Ok(tokenizer) = Tokenizer::from_gguf(&gguf) {
-                let _ = tokenizer.encode("in the <|im_end|>", Special::Parse);
-                let _ = ChatTemplate::from_gguf(&gguf, &tokenizer);
-            }
-            let _ = MemoryPlan::new(&gguf, &request(1, 64));
-            if let Ok(mut model) = load(&gguf) {
+        if let Ok(gguf) = Gguf::open(&path)
+            && let Ok(tokenizer) = Tokenizer::from_gguf(&gguf)
+        {
+            let _ = tokenizer.encode("in the <|im_end|>", Special::Parse);
+            let _ = ChatTemplate::from_gguf(&gguf, &tokenizer);
+        }
+        if let Ok(checkpoint) = Checkpoint::open(&path, LoadFormat::Auto) {
+            let _ = MemoryPlan::new(&checkpoint, &request(1, 64));
+            if let Ok(mut model) = load(&checkpoint) {
                 let _ = model.step(&[segment(0, 0, &[1, 2])], &mut llama_model::LocalCollective);
             }
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use llama_contract::{FailureCategory, RankPhase};
 
+use super::millis;
 use super::region::{Region, SharedLayout};
 use crate::failure::Failure;
 
@@ -83,13 +84,34 @@ struct RankCell {
     step: AtomicU64,
     load_done: AtomicU64,
     load_total: AtomicU64,
+    load_millis: AtomicU64,
     phase: AtomicU32,
+    /// Whether the rank waits for another.
+    waiting: AtomicU32,
 }
 
 // SAFETY: atomics only, any bits are valid.
 unsafe impl SharedLayout for CauseCell {}
 // SAFETY: atomics only, any bits are valid.
 unsafe impl SharedLayout for RankCell {}
+
+/// A rank's wait for another, until this is dropped.
+#[must_use]
+pub struct Waiting<'a>(Option<&'a RankCell>);
+
+impl std::fmt::Debug for Waiting<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.0 {
+            cell.waiting.store(0, Ordering::Relaxed);
+        }
+    }
+}
 
 /// A view of the board of one pod.
 #[derive(Clone, Debug)]
@@ -161,6 +183,22 @@ impl Board {
             .map_or(0, |cell| cell.heartbeat.load(Ordering::Relaxed))
     }
 
+    /// Notes, for as long as the result lives, that the pod's `local`-th rank waits
+    /// for another.
+    pub fn wait(&self, local: usize) -> Waiting<'_> {
+        let cell = self.cell(local);
+        if let Some(cell) = cell {
+            cell.waiting.store(1, Ordering::Relaxed);
+        }
+        Waiting(cell)
+    }
+
+    /// Whether the pod's `local`-th rank waits for another.
+    pub fn is_waiting(&self, local: usize) -> bool {
+        self.cell(local)
+            .is_some_and(|cell| cell.waiting.load(Ordering::Relaxed) != 0)
+    }
+
     /// Notes that the pod's `local`-th rank finished `step`.
     pub fn set_step(&self, local: usize, step: u64) {
         if let Some(cell) = self.cell(local) {
@@ -197,20 +235,26 @@ impl Board {
         .unwrap_or_default()
     }
 
-    /// Notes how many bytes of weights the pod's `local`-th rank has read.
-    pub fn set_load(&self, local: usize, done: u64, total: u64) {
+    /// Notes how many bytes of weights the pod's `local`-th rank has read, and for
+    /// how long it has been reading. Several threads may tell at once: the furthest
+    /// counts.
+    pub fn set_load(&self, local: usize, done: u64, total: u64, reading: Duration) {
         if let Some(cell) = self.cell(local) {
-            cell.load_done.store(done, Ordering::Relaxed);
+            cell.load_done.fetch_max(done, Ordering::Relaxed);
             cell.load_total.store(total, Ordering::Relaxed);
+            cell.load_millis
+                .fetch_max(millis(reading), Ordering::Relaxed);
         }
     }
 
-    /// Bytes of weights that the pod's `local`-th rank has read, and has to read.
-    pub fn load(&self, local: usize) -> (u64, u64) {
-        self.cell(local).map_or((0, 0), |cell| {
+    /// Bytes of weights that the pod's `local`-th rank has read, and has to read,
+    /// and for how long it has been reading.
+    pub fn load(&self, local: usize) -> (u64, u64, Duration) {
+        self.cell(local).map_or_else(Default::default, |cell| {
             (
                 cell.load_done.load(Ordering::Relaxed),
                 cell.load_total.load(Ordering::Relaxed),
+                Duration::from_millis(cell.load_millis.load(Ordering::Relaxed)),
             )
         })
     }
@@ -336,13 +380,18 @@ mod tests {
         board.beat(1);
         board.set_step(2, 9);
         board.set_phase(0, RankPhase::Ready);
-        board.set_load(1, 5, 10);
+        board.set_load(1, 5, 10, Duration::from_millis(7));
+        board.set_load(1, 4, 10, Duration::from_millis(6));
         let beats: Vec<_> = (0..4).map(|local| board.heartbeat(local)).collect();
         assert_eq!(beats, [0, 2, 0, 0]);
         assert_eq!(board.step(2), 9);
         assert_eq!(board.step(1), 0);
         assert_eq!(board.phase(0), RankPhase::Ready);
         assert_eq!(board.phase(1), RankPhase::Starting);
-        assert_eq!(board.load(1), (5, 10));
+        assert_eq!(board.load(1), (5, 10, Duration::from_millis(7)));
+        let wait = board.wait(1);
+        assert!(board.is_waiting(1) && !board.is_waiting(0));
+        drop(wait);
+        assert!(!board.is_waiting(1));
     }
 }

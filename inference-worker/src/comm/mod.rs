@@ -4,15 +4,24 @@
 //! |---|---|
 //! | one | [`LocalCollective`] |
 //! | several, in one pod | [`shm::ShmLink`] |
+//! | several pods of several ranks, where the order of sums allows | [`hier::HierLink`] |
 //! | several pods | [`tcp::TcpLink`] |
+//!
+//! [`seat::Seat`] chooses. All give bitwise the same sums: those of
+//! [`llama_model::order`] over the ranks' parts.
 
 pub mod board;
 #[cfg(test)]
 mod fixtures;
+pub mod hier;
+mod patience;
+pub mod placement;
 pub mod region;
 pub mod rendezvous;
+pub mod seat;
 pub mod shm;
 pub mod silence;
+mod sum;
 pub mod tcp;
 
 use std::time::Duration;
@@ -28,6 +37,9 @@ pub const STEP_DEADLINE: Duration = Duration::from_mins(1);
 /// How long ranks wait for the slowest to have loaded its weights.
 pub const LOAD_DEADLINE: Duration = Duration::from_hours(1);
 
+/// What [`Link::gather_words`] takes from each rank.
+pub type Words = [u64; 3];
+
 /// What ranks exchange beside the model's sums: step plans and their headers.
 ///
 /// As with [`Collective`], every rank calls the same operations in the same order.
@@ -42,7 +54,7 @@ pub trait Link: Collective {
     ///
     /// # Errors
     /// As [`Link::broadcast`].
-    fn gather_words(&mut self, mine: [u64; 3]) -> Result<Vec<[u64; 3]>, CollectiveError>;
+    fn gather_words(&mut self, mine: Words) -> Result<Vec<Words>, CollectiveError>;
 
     /// How long later operations wait for a peer that is alive but does not come.
     fn set_deadline(&mut self, deadline: Duration);
@@ -57,7 +69,7 @@ impl Link for LocalCollective {
         Ok(())
     }
 
-    fn gather_words(&mut self, mine: [u64; 3]) -> Result<Vec<[u64; 3]>, CollectiveError> {
+    fn gather_words(&mut self, mine: Words) -> Result<Vec<Words>, CollectiveError> {
         Ok(vec![mine])
     }
 
@@ -85,4 +97,38 @@ fn check_gather(
             "a part of {part} values, {out} gathered, lengths {lens:?} over {world} ranks"
         ),
     })
+}
+
+/// The error of a rank at the pipeline's end that asks for the stage beyond.
+fn no_stage(rank: usize, which: &str) -> CollectiveError {
+    CollectiveError::OutOfStep {
+        rank,
+        reason: format!("it has no {which} stage"),
+    }
+}
+
+/// `duration` in whole milliseconds.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Three words as little-endian bytes.
+fn words_to_bytes(words: Words) -> [u8; size_of::<Words>()] {
+    let mut bytes = [0; size_of::<Words>()];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// Reads [`words_to_bytes`]; `None` when the length differs.
+fn bytes_to_words(bytes: &[u8]) -> Option<Words> {
+    let mut words = Words::default();
+    if bytes.len() != size_of_val(&words) {
+        return None;
+    }
+    for (word, from) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = u64::from_le_bytes(from.try_into().ok()?);
+    }
+    Some(words)
 }

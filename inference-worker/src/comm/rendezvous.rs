@@ -2,18 +2,21 @@
 //!
 //! Rank 0 listens at the rendezvous address. Every other rank connects, says
 //! who it is and where it listens, and receives the roster once all have come.
-//! That connection stays as the link to rank 0; the remaining pairs connect
-//! directly, the higher rank calling the lower one.
+//! That connection stays as the link to rank 0 where the two need one; the
+//! remaining pairs that do connect directly, the higher rank calling the lower one.
 
+mod identity;
 #[cfg(test)]
 mod tests;
+mod wire;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use self::identity::{Answer, Hello, Verdict, judge};
+pub use self::identity::{Identity, Member};
+use self::wire::{HELLO_BYTES, ROSTER_BYTES, recv, send};
 
 /// How long ranks wait for each other.
 pub const RENDEZVOUS_DEADLINE: Duration = Duration::from_mins(2);
@@ -24,53 +27,6 @@ const HELLO_LIMIT: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// How long one attempt to connect may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// Longest message of the rendezvous, in bytes.
-const MESSAGE_LIMIT: u32 = 64 * 1024;
-
-/// What ranks of one group must agree on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Name of the group.
-    pub group: String,
-    /// Revision of the pods.
-    pub revision: String,
-    /// Incarnation of the group.
-    pub epoch: u64,
-    /// Number of ranks.
-    pub world: u32,
-    /// Hash of the model file's header.
-    pub digest: String,
-    /// Longest sequence in tokens.
-    pub max_tokens: u32,
-    /// Version of the worker.
-    pub build: String,
-}
-
-/// One rank's own particulars.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Member {
-    /// The rank.
-    pub rank: u32,
-    /// The node it runs on.
-    pub node: String,
-    /// Sequences that its pod has memory for.
-    pub slots: u32,
-    /// Where it waits for higher ranks.
-    pub listen: SocketAddr,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Hello {
-    token: String,
-    identity: Identity,
-    member: Member,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    Roster(Vec<Member>),
-    Refused(String),
-}
 
 /// The ranks did not come together.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +108,7 @@ impl RendezvousError {
 /// A group that has come together.
 #[derive(Debug)]
 pub struct Mesh {
-    /// One connection for every rank but our own.
+    /// One connection for every rank that needs one with ours, by rank.
     pub connections: Vec<Option<TcpStream>>,
     /// All ranks, in order.
     pub members: Vec<Member>,
@@ -199,61 +155,6 @@ impl std::fmt::Debug for Party {
     }
 }
 
-/// What rank 0 does with a caller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
-    Member,
-    /// Not of this group: send it away and go on waiting.
-    Stranger(String),
-    /// Of this group, but running something else: the group cannot form.
-    Disagreement(String),
-}
-
-/// Judges a caller's greeting. Tokens are compared by their hashes, whose
-/// comparison takes the same time wherever they differ.
-fn judge(token: &str, own: &Identity, hello: &Hello) -> Verdict {
-    if blake3::hash(token.as_bytes()) != blake3::hash(hello.token.as_bytes()) {
-        return Verdict::Stranger("wrong rendezvous token".to_owned());
-    }
-    let theirs = &hello.identity;
-    let differs =
-        |what: &str, theirs: &str, own: &str| format!("its {what} is {theirs}, rank 0's is {own}");
-    if theirs.group != own.group {
-        return Verdict::Stranger(differs("group", &theirs.group, &own.group));
-    }
-    if theirs.epoch != own.epoch {
-        let (theirs, own) = (theirs.epoch.to_string(), own.epoch.to_string());
-        return Verdict::Stranger(differs("epoch", &theirs, &own));
-    }
-    let fields = [
-        ("revision", theirs.revision.clone(), own.revision.clone()),
-        ("build", theirs.build.clone(), own.build.clone()),
-        (
-            "world size",
-            theirs.world.to_string(),
-            own.world.to_string(),
-        ),
-        ("model digest", theirs.digest.clone(), own.digest.clone()),
-        (
-            "max_tokens",
-            theirs.max_tokens.to_string(),
-            own.max_tokens.to_string(),
-        ),
-    ];
-    for (what, theirs, own) in &fields {
-        if theirs != own {
-            return Verdict::Disagreement(differs(what, theirs, own));
-        }
-    }
-    if hello.member.rank == 0 || hello.member.rank >= own.world {
-        return Verdict::Disagreement(format!(
-            "it calls itself rank {} of {}",
-            hello.member.rank, own.world
-        ));
-    }
-    Verdict::Member
-}
-
 impl Party {
     /// Rank 0: waits at `port` for all other ranks.
     ///
@@ -264,7 +165,7 @@ impl Party {
         let listener =
             listen(address).map_err(|source| RendezvousError::Listen { address, source })?;
         let started = Instant::now();
-        let world = self.identity.world;
+        let world = self.world();
         let mut guests: Vec<Option<(TcpStream, Member)>> = (0..world).map(|_| None).collect();
         let missing = |guests: &[Option<(TcpStream, Member)>]| -> Vec<u32> {
             (1..world)
@@ -314,13 +215,16 @@ impl Party {
             connections.push(Some(stream));
         }
         let roster = Answer::Roster(members.clone());
-        for (peer, stream) in (0..).zip(&mut connections) {
-            if let Some(stream) = stream {
+        for (peer, connection) in (0..).zip(&mut connections) {
+            if let Some(stream) = connection {
                 send(stream, &roster).map_err(|source| RendezvousError::Mesh {
                     rank: 0,
                     peer,
                     source,
                 })?;
+            }
+            if !self.connects(peer) {
+                *connection = None;
             }
         }
         Ok(Mesh {
@@ -335,7 +239,9 @@ impl Party {
         mut stream: TcpStream,
         from: SocketAddr,
     ) -> Result<Option<(TcpStream, Member)>, RendezvousError> {
-        let hello: Hello = match prepare(&stream).and_then(|()| recv(&mut stream)) {
+        let hello: Hello = match prepare(&stream)
+            .and_then(|()| recv(&mut stream, HELLO_BYTES, HELLO_LIMIT))
+        {
             Ok(hello) => hello,
             Err(error) => {
                 tracing::warn!(%from, %error, "a caller at the rendezvous said nothing readable");
@@ -387,17 +293,16 @@ impl Party {
             }
         };
         let mut connections: Vec<Option<TcpStream>> = members.iter().map(|_| None).collect();
-        if let Some(place) = connections.first_mut() {
-            *place = Some(first);
-        }
+        connections[0] = self.connects(0).then_some(first);
         for member in &members[1..] {
-            if member.rank < self.rank {
+            if member.rank < self.rank && self.connects(member.rank) {
                 let stream = self.call(member.listen).map_err(mesh_error(member.rank))?;
                 connections[member.rank as usize] = Some(stream);
             }
         }
         let missing = |connections: &[Option<TcpStream>]| {
-            (self.rank + 1..self.identity.world).find(|rank| connections[*rank as usize].is_none())
+            (self.rank + 1..self.world())
+                .find(|rank| self.connects(*rank) && connections[*rank as usize].is_none())
         };
         while let Some(peer) = missing(&connections) {
             if started.elapsed() >= self.deadline {
@@ -433,7 +338,7 @@ impl Party {
             match self.greet(address, listen) {
                 Ok(mut stream) => match self.await_roster(&mut stream, started) {
                     Ok(Answer::Roster(members)) => {
-                        if members.len() == self.identity.world as usize {
+                        if (0..self.world()).eq(members.iter().map(|member| member.rank)) {
                             return Ok((stream, members));
                         }
                         last = format!("a roster of {} ranks", members.len());
@@ -476,8 +381,7 @@ impl Party {
     /// Waits for rank 0's answer, which comes when the last rank has come.
     fn await_roster(&self, stream: &mut TcpStream, started: Instant) -> std::io::Result<Answer> {
         let left = self.deadline.saturating_sub(started.elapsed());
-        stream.set_read_timeout(Some(left.max(RETRY_PAUSE)))?;
-        recv(stream)
+        recv(stream, ROSTER_BYTES, left.max(RETRY_PAUSE))
     }
 
     /// Connects to a lower rank.
@@ -491,20 +395,32 @@ impl Party {
 
     /// Hears a higher rank out; `None` when it is none of ours.
     fn answer(&self, mut stream: TcpStream, from: SocketAddr) -> Option<(u32, TcpStream)> {
-        let hello: Hello = match prepare(&stream).and_then(|()| recv(&mut stream)) {
-            Ok(hello) => hello,
-            Err(error) => {
-                tracing::warn!(%from, %error, "a caller said nothing readable");
-                return None;
-            }
-        };
+        let hello: Hello =
+            match prepare(&stream).and_then(|()| recv(&mut stream, HELLO_BYTES, HELLO_LIMIT)) {
+                Ok(hello) => hello,
+                Err(error) => {
+                    tracing::warn!(%from, %error, "a caller said nothing readable");
+                    return None;
+                }
+            };
         let rank = hello.member.rank;
         let verdict = judge(&self.token, &self.identity, &hello);
-        if verdict == Verdict::Member && rank > self.rank {
+        if verdict == Verdict::Member && rank > self.rank && self.connects(rank) {
             return Some((rank, stream));
         }
         tracing::warn!(%from, rank, ?verdict, "refuse a caller");
         None
+    }
+
+    /// Ranks of the group.
+    fn world(&self) -> u32 {
+        u32::try_from(self.identity.placement.world()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether this rank needs a connection of its own to `peer`.
+    fn connects(&self, peer: u32) -> bool {
+        let placement = self.identity.placement;
+        placement.connects(self.rank as usize, peer as usize)
     }
 
     fn member(&self, listen: SocketAddr) -> Member {
@@ -534,29 +450,5 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HELLO_LIMIT))?;
     stream.set_write_timeout(Some(HELLO_LIMIT))
-}
-
-fn send<T: Serialize>(stream: &mut TcpStream, message: &T) -> std::io::Result<()> {
-    let json = serde_json::to_vec(message)?;
-    let len = u32::try_from(json.len())
-        .ok()
-        .filter(|len| *len <= MESSAGE_LIMIT)
-        .ok_or(ErrorKind::InvalidInput)?;
-    stream.write_all(&len.to_le_bytes())?;
-    stream.write_all(&json)
-}
-
-fn recv<T: DeserializeOwned>(stream: &mut TcpStream) -> std::io::Result<T> {
-    let mut len = [0; 4];
-    stream.read_exact(&mut len)?;
-    let len = u32::from_le_bytes(len);
-    if len > MESSAGE_LIMIT {
-        let reason = format!("a message of {len} bytes, at most {MESSAGE_LIMIT} are read");
-        return Err(std::io::Error::new(ErrorKind::InvalidData, reason));
-    }
-    let mut json = vec![0; len as usize];
-    stream.read_exact(&mut json)?;
-    Ok(serde_json::from_slice(&json)?)
 }

@@ -272,7 +272,7 @@ fn chat_message(index: usize, message: Value) -> Result<ChatMessage, ApiError> {
         }
     };
     match fields.keys().next() {
-        None => Ok(ChatMessage { role, content }),
+        None => Ok(ChatMessage::new(role, content)),
         Some(other) => Err(ApiError::invalid_field(&place(other), "is not supported")),
     }
 }
@@ -473,10 +473,7 @@ mod tests {
         let Prompt::Chat(messages) = request.prompt else {
             panic!("a chat")
         };
-        assert_eq!(
-            (messages[0].role.as_str(), messages[0].content.as_str()),
-            ("system", "ab")
-        );
+        assert_eq!(messages, [ChatMessage::new("system", "ab")]);
     }
 
     #[test]

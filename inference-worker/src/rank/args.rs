@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use clap::Args;
 use llama_contract::LaunchArgs;
+use llama_model::Layout;
+
+use crate::comm::placement::Placement;
 
 /// Flags of one rank. The supervisor has checked everything in `launch` and
 /// filled `max_tokens` and `threads_per_rank`.
@@ -30,7 +33,10 @@ pub struct RankArgs {
     /// Whether every rank's threads have cores of their own.
     #[arg(long)]
     pub own_cores: bool,
-    /// Hash of the model file's header.
+    /// Whether weights must have the digests that the checkpoint holds of them.
+    #[arg(long)]
+    pub verify_digests: bool,
+    /// Hash of the model's headers.
     #[arg(long)]
     pub digest: String,
     /// Name of the node.
@@ -58,7 +64,21 @@ impl RankArgs {
         if self.own_cores {
             args.push("--own-cores".to_owned());
         }
+        if self.verify_digests {
+            args.push("--verify-digests".to_owned());
+        }
         args
+    }
+
+    /// Where the ranks of the group are; `None` when this one is outside it or the
+    /// ranks cannot be shared out evenly.
+    pub fn placement(&self) -> Option<Placement> {
+        let layout = Layout {
+            tensor: self.launch.tensor_parallel as usize,
+            pipeline: self.launch.pipeline_parallel as usize,
+        };
+        let placement = Placement::new(layout, self.launch.nodes as usize)?;
+        ((self.rank as usize) < placement.world()).then_some(placement)
     }
 
     /// Ranks in this pod.
@@ -89,7 +109,8 @@ mod tests {
             "--model=/m.gguf",
             "--served-name=m",
             "--tensor-parallel=4",
-            "--nodes=2",
+            "--pipeline-parallel=2",
+            "--nodes=4",
             "--rendezvous=first:29500",
         ];
         let rank = [
@@ -106,6 +127,11 @@ mod tests {
         let argv = ["rank"].iter().chain(&launch).chain(&rank);
         let parsed = Cli::try_parse_from(argv).unwrap().rank;
         assert_eq!((parsed.ranks_here(), parsed.local()), (2, 1));
+        let placement = parsed.placement().unwrap();
+        assert_eq!((placement.world(), placement.pod(3)), (8, 1));
+        let mut outside = parsed.clone();
+        outside.rank = 8;
+        assert_eq!(outside.placement(), None);
         let argv = ["rank".to_owned()].into_iter().chain(parsed.to_args());
         assert_eq!(Cli::try_parse_from(argv).unwrap().rank, parsed);
     }

@@ -1,4 +1,4 @@
-//! One tensor-parallel rank: a child process of the pod's supervisor.
+//! One rank of a group: a child process of the pod's supervisor.
 
 pub mod args;
 pub mod engine;
@@ -8,20 +8,23 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
-use llama_model::{Gguf, Llama, LoadOptions, LocalCollective, ModelError};
+use llama_model::checkpoint::LoadFormat;
+use llama_model::memory::KvFormat;
+use llama_model::{Checkpoint, Llama, LoadOptions, ModelError};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use self::args::RankArgs;
 use self::engine::{Engine, EngineError};
 use self::plan::Stepper;
 use crate::comm::board::Board;
+use crate::comm::placement::Placement;
 use crate::comm::region::Region;
 use crate::comm::rendezvous::{Identity, Mesh, Party, RENDEZVOUS_DEADLINE};
+use crate::comm::seat::{Seat, SeatError};
 use crate::comm::shm::ShmLink;
-use crate::comm::tcp::TcpLink;
 use crate::comm::{HEARTBEAT_PERIOD, LOAD_DEADLINE, Link, STEP_DEADLINE};
 use crate::engine::{ToEngine, frames};
 use crate::failure::{Failure, of_model};
@@ -33,6 +36,10 @@ pub const STEP_TOKENS: u32 = 256;
 const INBOX: usize = 1024;
 /// How long the front may take no token before rank 0 gives up.
 const FRONT_LIMIT: Duration = Duration::from_secs(10);
+/// Type of the activations, on which ranks must agree.
+const COMPUTE_TYPE: &str = "f32";
+/// Type of cached keys and values, likewise.
+const KV_TYPE: &str = "f16";
 
 /// A rank that ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +81,20 @@ pub fn run(args: &RankArgs, token: Option<String>) -> Result<(), RankError> {
     let region = Arc::new(region);
     let board = Board::new(Arc::clone(&region), ranks)
         .ok_or_else(|| Failure::new(FailureCategory::Internal, "the shared memory is too small"))?;
+    let placement = args.placement().ok_or_else(|| {
+        Failure::new(
+            FailureCategory::InvalidLayout,
+            format!(
+                "rank {} is in no pod: {} ranks, {} nodes",
+                args.rank,
+                args.launch.ranks(),
+                args.launch.nodes
+            ),
+        )
+    })?;
     let process = RankProcess {
         args,
+        placement,
         board,
         region,
         local: args.local(),
@@ -106,6 +125,7 @@ fn follow_the_supervisor(args: &RankArgs) -> Result<(), Failure> {
 
 struct RankProcess<'a> {
     args: &'a RankArgs,
+    placement: Placement,
     board: Board,
     region: Arc<Region>,
     local: usize,
@@ -129,11 +149,12 @@ impl RankProcess<'_> {
 
     fn serve(&self, token: Option<String>) -> Result<(), RankError> {
         let model_error = |error: ModelError| of_model(&error).at_rank(self.args.rank);
-        let gguf = Gguf::open(&self.args.launch.model).map_err(model_error)?;
+        let model = &self.args.launch.model;
+        let checkpoint = Checkpoint::open(model, LoadFormat::Auto).map_err(model_error)?;
         let (mut link, slots) = self.connect(token)?;
         self.board.set_phase(self.local, RankPhase::LoadingWeights);
-        let mut model = self.load(&gguf, slots).map_err(model_error)?;
-        drop(gguf);
+        let mut model = self.load(&checkpoint, slots).map_err(model_error)?;
+        drop(checkpoint);
 
         // Ranks load at their own pace; nobody computes before all are there.
         let aborted = |error| match Failure::of_collective(&error) {
@@ -167,26 +188,37 @@ impl RankProcess<'_> {
         result
     }
 
-    /// The backend for this group's shape, and the sequences that all pods have
+    /// The link that fits the group's shape, and the sequences that all pods have
     /// memory for.
     fn connect(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
-        let launch = &self.args.launch;
-        if launch.nodes > 1 {
-            return self.connect_pods(token);
+        let (mut slots, mut connections) = (self.args.slots, Vec::new());
+        if self.args.launch.nodes > 1 {
+            let mesh = self.meet(token)?;
+            slots = mesh.slots();
+            tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
+            let nodes = mesh.members.into_iter().map(|member| member.node).collect();
+            self.board.set_nodes(nodes);
+            connections = mesh.connections;
         }
-        let slots = self.args.slots;
-        if launch.tensor_parallel == 1 {
-            return Ok((Box::new(LocalCollective), slots));
-        }
-        let (region, board) = (Arc::clone(&self.region), self.board.clone());
-        let link =
-            ShmLink::new(region, board, self.local, self.args.own_cores).ok_or_else(|| {
-                Failure::new(FailureCategory::Internal, "the shared memory is too small")
-            })?;
-        Ok((Box::new(link), slots))
+        let seat = Seat {
+            placement: self.placement,
+            rank: self.args.rank as usize,
+            region: Arc::clone(&self.region),
+            board: self.board.clone(),
+            own_cores: self.args.own_cores,
+        };
+        let link = seat.link(connections).map_err(|error| {
+            let category = match error {
+                SeatError::Memory { .. } => FailureCategory::Internal,
+                SeatError::Connection(_) => FailureCategory::PeerLost,
+            };
+            Failure::from_error(category, &error)
+        })?;
+        Ok((link, slots))
     }
 
-    fn connect_pods(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
+    /// Meets the ranks of the other pods.
+    fn meet(&self, token: Option<String>) -> Result<Mesh, Failure> {
         let launch = &self.args.launch;
         let configuration = |what: &str| Failure::new(FailureCategory::InvalidConfiguration, what);
         let address = launch
@@ -199,9 +231,11 @@ impl RankProcess<'_> {
                 group: launch.group.clone(),
                 revision: launch.revision.clone(),
                 epoch: launch.epoch,
-                world: launch.tensor_parallel,
+                placement: self.placement,
                 digest: self.args.digest.clone(),
                 max_tokens: launch.max_tokens.unwrap_or(0),
+                compute: COMPUTE_TYPE.to_owned(),
+                kv: KV_TYPE.to_owned(),
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
             rank: self.args.rank,
@@ -219,42 +253,29 @@ impl RankProcess<'_> {
         } else {
             party.join(address)
         };
-        let mesh = mesh.map_err(|error| {
+        mesh.map_err(|error| {
             let failure = Failure::from_error(FailureCategory::RendezvousFailed, &error);
             match error.rank() {
                 Some(rank) => failure.at_rank(rank),
                 None => failure,
             }
-        })?;
-        self.link_pods(mesh)
+        })
     }
 
-    fn link_pods(&self, mesh: Mesh) -> Result<(Box<dyn Link>, u32), Failure> {
-        let slots = mesh.slots();
-        tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
-        let nodes = mesh.members.into_iter().map(|member| member.node).collect();
-        self.board.set_nodes(nodes);
-        let link = TcpLink::new(
-            self.args.rank as usize,
-            mesh.connections,
-            self.board.clone(),
-        )
-        .map_err(|error| Failure::from_error(FailureCategory::PeerLost, &error))?;
-        Ok((Box::new(link), slots))
-    }
-
-    fn load(&self, gguf: &Gguf, slots: u32) -> Result<Llama, ModelError> {
+    fn load(&self, checkpoint: &Checkpoint, slots: u32) -> Result<Llama, ModelError> {
         let launch = &self.args.launch;
         let options = LoadOptions {
+            layout: self.placement.layout,
             rank: self.args.rank as usize,
-            world: launch.tensor_parallel as usize,
             threads: launch.threads_per_rank.unwrap_or(1) as usize,
             slots: slots as usize,
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,
+            kv: KvFormat::F16,
+            verify: self.args.verify_digests,
         };
-        let board = &self.board;
-        Llama::load(gguf, &options, &|done, total| {
-            board.set_load(self.local, done, total);
+        let (board, started) = (&self.board, Instant::now());
+        Llama::load(checkpoint, &options, &|done, total| {
+            board.set_load(self.local, done, total, started.elapsed());
         })
     }
 

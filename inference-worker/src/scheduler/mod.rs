@@ -14,7 +14,7 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use llama_model::Segment;
+use llama_model::{Segment, Wanted};
 use serde::{Deserialize, Serialize};
 
 /// What bounds the scheduler.
@@ -190,7 +190,7 @@ impl Scheduler {
                 continue;
             };
             let start = sequence.computed + sequence.answered as usize - 1;
-            segments.push(segment(sequence.slot, start, vec![token], true));
+            segments.push(segment(sequence.slot, start, vec![token], Wanted::Last));
             self.awaited.push(sequence.request.id);
             budget = budget.saturating_sub(1);
         }
@@ -204,7 +204,8 @@ impl Scheduler {
             sequence.computed = end;
             let is_whole = sequence.is_answering();
             let tokens = sequence.request.prompt[start..end].to_vec();
-            segments.push(segment(sequence.slot, start, tokens, is_whole));
+            let logits = if is_whole { Wanted::Last } else { Wanted::None };
+            segments.push(segment(sequence.slot, start, tokens, logits));
             if is_whole {
                 self.awaited.push(sequence.request.id);
             }
@@ -295,12 +296,12 @@ impl Scheduler {
     }
 }
 
-fn segment(slot: u32, start: usize, tokens: Vec<u32>, wants_logits: bool) -> Segment {
+fn segment(slot: u32, start: usize, tokens: Vec<u32>, logits: Wanted) -> Segment {
     Segment {
         slot,
         // `submit` bounds every position by `max_tokens`, a u32.
         start: u32::try_from(start).unwrap_or(u32::MAX),
         tokens,
-        wants_logits,
+        logits,
     }
 }

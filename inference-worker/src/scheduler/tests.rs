@@ -51,7 +51,7 @@ impl Cache {
             }
             assert_eq!(slot.len(), segment.start as usize, "a hole in the cache");
             slot.extend(&segment.tokens);
-            if segment.wants_logits {
+            if segment.logits == Wanted::Last {
                 sampled.push(u32::try_from(slot.len()).unwrap());
             }
         }
@@ -83,7 +83,7 @@ fn check_plan(scheduler: &Scheduler, limits: Limits, segments: &[Segment]) {
     assert!(segments.iter().all(|segment| segment.slot < limits.slots));
     let wanted = segments
         .iter()
-        .filter(|segment| segment.wants_logits)
+        .filter(|segment| segment.logits == Wanted::Last)
         .count();
     assert_eq!(wanted, scheduler.awaited().len());
     assert!(scheduler.running() <= limits.slots as usize);

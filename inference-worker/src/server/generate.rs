@@ -2,9 +2,9 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
-use llama_model::text::{Detokenizer, Special, TextError, Tokenizer};
+use llama_model::text::{Conversation, Detokenizer, Special, TextError, Tokenizer};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Front, group_failed};
@@ -107,8 +107,9 @@ async fn tokenize(front: &Arc<Front>, prompt: Prompt) -> Result<Vec<u32>, ApiErr
     let front = Arc::clone(front);
     tokio::task::spawn_blocking(move || match prompt {
         Prompt::Chat(messages) => {
-            let text = front.template.render(&messages, true)?;
-            front.tokenizer.encode_prompt(&text, Special::Parse)
+            let conversation = Conversation::new(messages, SystemTime::now());
+            let prompt = front.template.render(&conversation)?;
+            prompt.encode(&front.tokenizer)
         }
         Prompt::Text(text) => front.tokenizer.encode_prompt(&text, Special::Parse),
         Prompt::Tokens(tokens) => Ok(tokens),

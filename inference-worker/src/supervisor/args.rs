@@ -21,6 +21,10 @@ pub struct ServeArgs {
     /// Sequences computed at a time, where memory allows.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub max_sequences: u16,
+    /// Refuses weights that do not have the digests which `llama-worker shard` wrote
+    /// beside them.
+    #[arg(long)]
+    pub verify_digests: bool,
     /// Name of the node, for reports.
     #[arg(long, env = NODE_NAME_ENV, default_value = "localhost")]
     pub node_name: String,

@@ -183,6 +183,7 @@ impl<'a> Pod<'a> {
             slots,
             queue: self.args.max_waiting.into(),
             own_cores: prepared.own_cores,
+            verify_digests: self.args.verify_digests,
             digest: prepared.digest,
             node: self.args.node_name.clone(),
             ip: self.args.pod_ip,

@@ -1,15 +1,15 @@
 //! What is checked before any rank starts, so that wrong input ends the pod
 //! within seconds and with a name.
 
-use std::fs::File;
-use std::io::Read;
-
 use llama_contract::{Device, FailureCategory, LaunchArgs};
-use llama_model::text::{ChatTemplate, Tokenizer};
-use llama_model::{Gguf, LlamaConfig, MemoryPlan, MemoryRequest};
+use llama_model::checkpoint::LoadFormat;
+use llama_model::memory::{KvFormat, Target};
+use llama_model::text::{ChatTemplate, ModelText, Tokenizer};
+use llama_model::{Checkpoint, Layout, LlamaConfig, MemoryPlan, MemoryRequest};
 
 use super::args::ServeArgs;
 use crate::cgroup::{Cgroup, usable_cores};
+use crate::digest::digest;
 use crate::failure::{Failure, of_model};
 use crate::rank::STEP_TOKENS;
 
@@ -43,20 +43,30 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Failure> {
     let mut launch = args.launch.clone();
     let ranks_here = check_flags(&launch, has_token)?;
-    let gguf = Gguf::open(&launch.model).map_err(|error| of_model(&error))?;
-    let config = LlamaConfig::from_gguf(&gguf).map_err(|error| of_model(&error))?;
-    let max_tokens = context(&launch, &config)?;
+    let checkpoint =
+        Checkpoint::open(&launch.model, LoadFormat::Auto).map_err(|error| of_model(&error))?;
+    for warning in checkpoint.warnings() {
+        tracing::warn!("{warning}");
+    }
+    let config = checkpoint.config();
+    let max_tokens = context(&launch, config)?;
     let cores = usable_cores(cgroup);
     let threads = threads_per_rank(&launch, cores, ranks_here);
     let first_rank = launch.node_index * ranks_here;
     let plan = MemoryPlan::new(
-        &gguf,
+        &checkpoint,
         &MemoryRequest {
-            world: launch.tensor_parallel as usize,
+            layout: Layout {
+                tensor: launch.tensor_parallel as usize,
+                pipeline: launch.pipeline_parallel as usize,
+            },
             ranks: first_rank as usize..(first_rank + ranks_here) as usize,
-            threads: threads as usize,
+            target: Target::Cpu {
+                threads: threads as usize,
+            },
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
+            kv: KvFormat::F16,
         },
     )
     .map_err(|error| of_model(&error))?;
@@ -70,10 +80,10 @@ pub(super) fn prepare(
     launch.max_tokens = Some(max_tokens);
     launch.threads_per_rank = Some(threads);
     let text = (launch.node_index == 0)
-        .then(|| text_of(&gguf))
+        .then(|| text_of(&checkpoint))
         .transpose()?;
     tracing::info!(
-        layers = config.layers,
+        layers = config.layers.len(),
         max_tokens,
         slots,
         threads,
@@ -85,7 +95,7 @@ pub(super) fn prepare(
         slots: u32::try_from(slots).unwrap_or(1),
         max_tokens,
         own_cores: u64::from(threads) * u64::from(ranks_here) <= cores as u64,
-        digest: digest(&gguf)?,
+        digest: digest(&checkpoint).map_err(|error| of_model(&error))?,
         text,
         launch,
     })
@@ -99,13 +109,17 @@ fn configuration(message: impl Into<String>) -> Failure {
 fn check_flags(launch: &LaunchArgs, has_token: bool) -> Result<u32, Failure> {
     let LaunchArgs {
         tensor_parallel,
+        pipeline_parallel,
         nodes,
         node_index,
         ..
     } = *launch;
     let ranks_here = launch.ranks_per_node().ok_or_else(|| {
-        let message =
-            format!("tensor parallel size {tensor_parallel} cannot be spread over {nodes} nodes");
+        let message = format!(
+            "{} ranks (tensor parallel size {tensor_parallel}, pipeline parallel size \
+             {pipeline_parallel}) cannot be spread over {nodes} nodes",
+            launch.ranks()
+        );
         Failure::new(FailureCategory::InvalidLayout, message)
     })?;
     if node_index >= nodes {
@@ -159,34 +173,13 @@ fn threads_per_rank(launch: &LaunchArgs, cores: usize, ranks_here: u32) -> u32 {
         .unwrap_or_else(|| u32::try_from(share.max(1)).unwrap_or(1))
 }
 
-fn text_of(gguf: &Gguf) -> Result<(Tokenizer, ChatTemplate), Failure> {
-    let tokenizer = Tokenizer::from_gguf(gguf).map_err(|error| of_model(&error))?;
-    let template = ChatTemplate::from_gguf(gguf, &tokenizer).map_err(|error| of_model(&error))?;
-    Ok((tokenizer, template))
-}
-
-/// Hash of everything before the weights: metadata, tensor names, shapes and
-/// places. Enough to tell that ranks of different pods opened the same model,
-/// without reading the weights.
-fn digest(gguf: &Gguf) -> Result<String, Failure> {
-    let header = gguf
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.start)
-        .min()
-        .unwrap_or_else(|| gguf.file_len());
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&gguf.file_len().to_le_bytes());
-    let read = File::open(gguf.path())
-        .map(|file| file.take(header))
-        .and_then(|mut file| std::io::copy(&mut file, &mut hasher));
-    match read {
-        Ok(_) => Ok(hasher.finalize().to_hex().to_string()),
-        Err(error) => {
-            let message = format!("read {}: {error}", gguf.path().display());
-            Err(Failure::new(FailureCategory::ModelInvalid, message))
-        }
-    }
+fn text_of(checkpoint: &Checkpoint) -> Result<(Tokenizer, ChatTemplate), Failure> {
+    let text = match checkpoint.gguf() {
+        Some(gguf) => ModelText::from_gguf(gguf),
+        None => ModelText::open(checkpoint.path()),
+    };
+    text.map(|text| (text.tokenizer, text.template))
+        .map_err(|error| of_model(&error))
 }
 
 #[cfg(test)]
@@ -213,6 +206,8 @@ mod tests {
             "--rendezvous=first:29500",
         ];
         assert_eq!(check_flags(&launch(&pods), true), Ok(2));
+        let stages = [&pods[..], &["--pipeline-parallel=3"]].concat();
+        assert_eq!(check_flags(&launch(&stages), true), Ok(6));
         for (flags, has_token, category, word) in [
             (
                 &["--tensor-parallel=3", "--nodes=2"][..],

@@ -7,7 +7,7 @@ use llama_contract::{LaunchArgs, LoadProgress, RankPhase, RankReport, StateRepor
 use tokio::sync::watch;
 
 use crate::comm::board::Board;
-use crate::comm::shm::millis;
+use crate::comm::millis;
 use crate::engine::{EngineClient, EngineStats};
 use crate::metrics::Metrics;
 use crate::server::Admission;
@@ -95,19 +95,13 @@ impl PodState {
 impl Inspect for PodState {
     fn state(&self) -> StateReport {
         let stats = self.stats();
-        let load = (0..self.board.ranks()).map(|local| self.board.load(local));
-        let (bytes_done, bytes_total) =
-            load.fold((0, 0), |sum, rank| (sum.0 + rank.0, sum.1 + rank.1));
         StateReport {
             group: self.launch.group.clone(),
             revision: self.launch.revision.clone(),
             epoch: self.launch.epoch,
             node_index: self.launch.node_index,
             phase: self.phase(),
-            load: LoadProgress {
-                bytes_done,
-                bytes_total,
-            },
+            load: progress((0..self.board.ranks()).map(|local| self.board.load(local))),
             ranks: self.ranks(),
             running: stats.running,
             waiting: stats.waiting,
@@ -135,5 +129,45 @@ impl Inspect for PodState {
             self.metrics.rank(rank, age, step);
         }
         Arc::clone(&self.metrics)
+    }
+}
+
+/// How far the ranks are together, from what each has read and has to read, and for
+/// how long it has been reading.
+fn progress(ranks: impl Iterator<Item = (u64, u64, Duration)>) -> LoadProgress {
+    let (done, total, reading) = ranks.fold((0, 0, Duration::ZERO), |sum, rank| {
+        (sum.0 + rank.0, sum.1 + rank.1, sum.2.max(rank.2))
+    });
+    let rate = (done * 1000)
+        .checked_div(millis(reading))
+        .unwrap_or_default();
+    LoadProgress {
+        bytes_done: done,
+        bytes_total: total,
+        bytes_per_second: rate,
+        seconds_left: (total - done.min(total))
+            .checked_div(rate)
+            .filter(|_| total > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_tells_rate_and_what_is_left() {
+        let second = Duration::from_secs(1);
+        let ranks = [(300, 1000, 2 * second), (100, 1000, second)];
+        let expected = LoadProgress {
+            bytes_done: 400,
+            bytes_total: 2000,
+            bytes_per_second: 200,
+            seconds_left: Some(8),
+        };
+        assert_eq!(progress(ranks.into_iter()), expected);
+        // Nothing is known before the first byte.
+        let none = progress([(0, 0, Duration::ZERO); 2].into_iter());
+        assert_eq!((none.bytes_per_second, none.seconds_left), (0, None));
     }
 }

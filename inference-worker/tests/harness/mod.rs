@@ -1,16 +1,20 @@
-//! Starts real workers on loopback and talks HTTP to them.
+//! Starts real workers on loopback or in network namespaces and talks HTTP to them.
 #![allow(dead_code, reason = "each test program uses its part of the harness")]
 
+pub(crate) mod namespaces;
+
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use llama_contract::{FailureReport, RankPhase, StateReport};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+
+use self::namespaces::Namespace;
 
 /// Environment variable with the model that these tests run.
 pub(crate) const MODEL_ENV: &str = "LLAMA_TEST_MODEL";
@@ -32,35 +36,93 @@ pub(crate) fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
     model.map(|model| (model, turn))
 }
 
-/// A worker pod on loopback.
+/// Where a pod is: one of the machine's own addresses, or one in a namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Net {
+    ip: Ipv4Addr,
+    namespace: Option<Arc<Namespace>>,
+}
+
+impl Net {
+    pub(crate) fn loopback(last: u8) -> Self {
+        Self {
+            ip: Ipv4Addr::new(127, 0, 0, last),
+            namespace: None,
+        }
+    }
+
+    /// The `index`-th address of `namespace`.
+    pub(crate) fn inside(namespace: &Arc<Namespace>, index: u8) -> Self {
+        Self {
+            ip: namespace.address(index),
+            namespace: Some(Arc::clone(namespace)),
+        }
+    }
+
+    pub(crate) fn ip(&self) -> Ipv4Addr {
+        self.ip
+    }
+
+    pub(crate) fn command(&self, program: &str) -> Command {
+        match &self.namespace {
+            Some(namespace) => namespace.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    pub(crate) fn free_address(&self) -> SocketAddr {
+        let free = || {
+            let listener = TcpListener::bind((self.ip, 0)).unwrap();
+            listener.local_addr().unwrap()
+        };
+        match &self.namespace {
+            Some(namespace) => namespace.within(free),
+            None => free(),
+        }
+    }
+
+    fn connect(&self, address: SocketAddr) -> Option<TcpStream> {
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok();
+        match &self.namespace {
+            Some(namespace) => namespace.within(connect),
+            None => connect(),
+        }
+    }
+
+    fn get(&self, address: SocketAddr, path: &str) -> Option<(u16, String)> {
+        let mut answer = request(self.connect(address)?, "GET", path, b"")?;
+        let mut text = String::new();
+        answer.body.read_to_string(&mut text).ok()?;
+        Some((answer.status, text))
+    }
+}
+
+/// A worker pod.
 pub(crate) struct Worker {
     child: Child,
+    net: Net,
     api: SocketAddr,
     internal: SocketAddr,
     folder: tempfile::TempDir,
 }
 
-fn free_address(ip: [u8; 4]) -> SocketAddr {
-    let listener = TcpListener::bind((std::net::Ipv4Addr::from(ip), 0)).unwrap();
-    listener.local_addr().unwrap()
-}
-
 impl Worker {
-    /// Starts a pod of `model` with further `flags`.
+    /// Starts a pod of `model` on loopback with further `flags`.
     pub(crate) fn start(model: &Path, flags: &[&str]) -> Self {
-        Self::start_at([127, 0, 0, 1], model, flags, &[])
+        Self::start_at(&Net::loopback(1), model, flags, &[])
     }
 
     pub(crate) fn start_at(
-        ip: [u8; 4],
+        net: &Net,
         model: &Path,
         flags: &[&str],
         environment: &[(&str, &str)],
     ) -> Self {
-        let (api, internal) = (free_address(ip), free_address(ip));
+        let (api, internal) = (net.free_address(), net.free_address());
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("termination"), "").unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_llama-worker"))
+        let child = net
+            .command(env!("CARGO_BIN_EXE_llama-worker"))
             .args(["serve", "--log-format=text", "--node-name=test-node"])
             .arg(format!("--model={}", model.display()))
             .arg(format!("--served-name={MODEL}"))
@@ -81,6 +143,7 @@ impl Worker {
             .unwrap();
         Self {
             child,
+            net: net.clone(),
             api,
             internal,
             folder,
@@ -95,9 +158,10 @@ impl Worker {
     }
 
     pub(crate) fn wait_until_ready(&mut self) {
-        let internal = self.internal;
+        let (net, internal) = (self.net.clone(), self.internal);
         self.wait_for("readiness", || {
-            get(internal, "/health").is_some_and(|(status, _)| status == 200)
+            net.get(internal, "/health")
+                .is_some_and(|(status, _)| status == 200)
         });
     }
 
@@ -121,24 +185,24 @@ impl Worker {
     }
 
     pub(crate) fn state(&self) -> StateReport {
-        let (status, body) = get(self.internal, "/state").expect("state");
+        let (status, body) = self.net.get(self.internal, "/state").expect("state");
         assert_eq!(status, 200);
         serde_json::from_str(&body).unwrap()
     }
 
     pub(crate) fn metric(&self, line_start: &str) -> f64 {
-        let (_, text) = get(self.internal, "/metrics").expect("metrics");
+        let (_, text) = self.net.get(self.internal, "/metrics").expect("metrics");
         let line = text.lines().find(|line| line.starts_with(line_start));
         let line = line.unwrap_or_else(|| panic!("no {line_start} in\n{text}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
     pub(crate) fn internal(&self, path: &str) -> Option<(u16, String)> {
-        get(self.internal, path)
+        self.net.get(self.internal, path)
     }
 
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        get(self.api, path)
+        self.net.get(self.api, path)
     }
 
     /// Sends `body` and reads the whole answer.
@@ -152,12 +216,13 @@ impl Worker {
 
     /// Sends `body` and reads as far as the headers.
     pub(crate) fn open(&self, path: &str, body: &[u8]) -> Answer {
-        request(self.api, "POST", path, body).expect("the API answers")
+        let stream = self.net.connect(self.api).expect("the API listens");
+        request(stream, "POST", path, body).expect("the API answers")
     }
 
     /// Sends `body` on a connection that the caller may drop.
     pub(crate) fn send(&self, path: &str, body: &Value) -> TcpStream {
-        let mut stream = TcpStream::connect(self.api).unwrap();
+        let mut stream = self.net.connect(self.api).expect("the API listens");
         send(&mut stream, "POST", path, body.to_string().as_bytes()).unwrap();
         stream
     }
@@ -318,21 +383,8 @@ impl Iterator for Stream {
     }
 }
 
-fn get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
-    let mut answer = request(address, "GET", path, b"")?;
-    let mut text = String::new();
-    answer.body.read_to_string(&mut text).ok()?;
-    Some((answer.status, text))
-}
-
-/// One HTTP request on its own connection; `None` when nobody listens.
-pub(crate) fn request(
-    address: SocketAddr,
-    method: &str,
-    path: &str,
-    body: &[u8],
-) -> Option<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()?;
+/// One HTTP request on a connection of its own; `None` when it breaks.
+fn request(mut stream: TcpStream, method: &str, path: &str, body: &[u8]) -> Option<Answer> {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     send(&mut stream, method, path, body).ok()?;
     let mut reader = BufReader::new(stream);

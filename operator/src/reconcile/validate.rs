@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use llama_crds::v1alpha1::{
     Accelerator, Gpu, ImagePullPolicy, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
-    MAX_NAME_LENGTH, MIN_MEMORY_BYTES, Placement,
+    MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Parallelism, Placement,
 };
 
 use super::observe::Observed;
@@ -59,14 +59,27 @@ pub enum ValidationError {
     },
     /// The ranks cannot be shared out evenly.
     #[error(
-        "spec.parallelism.tensor {tensor} is not a multiple of nodes {nodes}: every pod of a \
-         group runs the same number of ranks"
+        "spec.parallelism.tensor {tensor} times pipeline {pipeline} is not a multiple of nodes \
+         {nodes}: every pod of a group runs the same number of ranks"
     )]
     UnevenRanks {
-        /// Ranks of a group.
+        /// Ranks of a stage.
         tensor: u32,
+        /// Stages.
+        pipeline: u32,
         /// Pods of a group.
         nodes: u32,
+    },
+    /// A group would have too many ranks.
+    #[error(
+        "spec.parallelism.tensor {tensor} times pipeline {pipeline} are more than {MAX_RANKS} \
+         ranks of a group"
+    )]
+    TooManyRanks {
+        /// Ranks of a stage.
+        tensor: u32,
+        /// Stages.
+        pipeline: u32,
     },
     /// GPU settings without GPUs.
     #[error("spec.resources.gpu is set, but spec.resources.accelerator is Cpu")]
@@ -140,8 +153,10 @@ pub struct ValidDeployment {
     pub served_name: String,
     /// Where the model comes from.
     pub source: Source,
-    /// Ranks of a group.
+    /// Ranks that share each layer.
     pub tensor: u32,
+    /// Stages, each of as many ranks.
+    pub pipeline: u32,
     /// Pods of a group.
     pub nodes: u32,
     /// The extended resource of GPUs; `None` for CPU.
@@ -165,7 +180,7 @@ pub struct ValidDeployment {
 impl ValidDeployment {
     /// Ranks of each pod.
     pub fn ranks_per_pod(&self) -> u32 {
-        self.tensor / self.nodes
+        self.tensor * self.pipeline / self.nodes
     }
 
     /// Groups that should exist now.
@@ -184,11 +199,7 @@ pub fn validate(
 ) -> Result<ValidDeployment, ValidationError> {
     let (name, namespace, uid, owner) = identity(object)?;
     let spec = &object.spec;
-    let tensor = in_range("spec.parallelism.tensor", spec.parallelism.tensor, 1, 64)?;
-    let nodes = in_range("spec.parallelism.nodes", spec.parallelism.nodes, 1, 64)?;
-    if tensor % nodes != 0 {
-        return Err(ValidationError::UnevenRanks { tensor, nodes });
-    }
+    let (tensor, pipeline, nodes) = layout(spec.parallelism)?;
     let max_tokens = spec
         .context
         .and_then(|context| context.max_tokens)
@@ -200,7 +211,7 @@ pub fn validate(
         (Accelerator::Gpu, gpu) => Some(gpu.clone().unwrap_or_default()),
     };
     let cpu_millis = cpu_millis(spec)?;
-    let threads = cpu_millis / 1000 / u64::from(tensor / nodes);
+    let threads = cpu_millis / 1000 / u64::from(tensor * pipeline / nodes);
     let valid = ValidDeployment {
         served_name: spec
             .model
@@ -209,6 +220,7 @@ pub fn validate(
             .unwrap_or_else(|| name.clone()),
         source: source(spec)?,
         tensor,
+        pipeline,
         nodes,
         gpu,
         cpu: spec.resources.cpu.0.clone(),
@@ -258,6 +270,24 @@ fn identity(
         required(&meta.uid, "uid")?,
         owner,
     ))
+}
+
+/// Ranks of a stage, stages and pods.
+fn layout(parallelism: Parallelism) -> Result<(u32, u32, u32), ValidationError> {
+    let tensor = in_range("spec.parallelism.tensor", parallelism.tensor, 1, 64)?;
+    let pipeline = in_range("spec.parallelism.pipeline", parallelism.pipeline, 1, 64)?;
+    let nodes = in_range("spec.parallelism.nodes", parallelism.nodes, 1, 64)?;
+    if tensor * pipeline > MAX_RANKS {
+        return Err(ValidationError::TooManyRanks { tensor, pipeline });
+    }
+    if !(tensor * pipeline).is_multiple_of(nodes) {
+        return Err(ValidationError::UnevenRanks {
+            tensor,
+            pipeline,
+            nodes,
+        });
+    }
+    Ok((tensor, pipeline, nodes))
 }
 
 fn in_range(

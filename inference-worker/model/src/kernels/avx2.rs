@@ -6,15 +6,17 @@
 )]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_and_si128, _mm_cvtph_ps,
-    _mm_cvtsi32_si128, _mm_loadu_si128, _mm_move_ss, _mm_movehdup_ps, _mm_prefetch, _mm_set1_epi8,
-    _mm_setzero_ps, _mm_srli_epi16, _mm_storeu_ps, _mm_sub_epi8, _mm256_add_ps,
+    __m128, __m256, __m256i, _MM_HINT_T0, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_load_ss,
+    _mm_loadu_si128, _mm_move_ss, _mm_movehdup_ps, _mm_prefetch, _mm_setzero_ps, _mm_srli_epi16,
+    _mm_store_ss, _mm_storeu_ps, _mm256_abs_epi8, _mm256_add_ps, _mm256_and_si256,
     _mm256_broadcast_ss, _mm256_broadcastss_ps, _mm256_castps256_ps128, _mm256_castsi256_ps,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_epi32, _mm256_loadu_ps, _mm256_madd_epi16,
-    _mm256_mul_ps, _mm256_permute4x64_epi64, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps,
-    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
-    _mm256_zextps128_ps256,
+    _mm256_castsi256_si128, _mm256_cmpeq_epi16, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_extracti128_si256,
+    _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_or_si256, _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_sign_epi8, _mm256_slli_epi16,
+    _mm256_slli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_unpackhi_ps,
+    _mm256_unpacklo_ps, _mm256_zextps128_ps256,
 };
 
 use half::f16;
@@ -170,6 +172,7 @@ impl<T: Quarters> Unpack<Avx2> for T {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
+pub(super) struct F8E4M3;
 
 impl Quarters for F32 {
     const BYTES: usize = 128;
@@ -223,109 +226,138 @@ impl Quarters for Bf16 {
     }
 }
 
-/// A block of weights, or of activations.
+impl Quarters for F8E4M3 {
+    const BYTES: usize = 32;
+
+    #[inline(always)]
+    unsafe fn quarters(block: *const u8) -> [__m256; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [a, b] = eighths(block);
+            let [c, d] = eighths(block.add(16));
+            [a, b, c, d]
+        }
+    }
+}
+
+/// 16 FP8 values. They become halves first, whose exponent counts from 15 and not
+/// from 7: a conversion of small halves is as fast as any, a product of small
+/// floats is not.
+#[inline(always)]
+unsafe fn eighths(at: *const u8) -> [__m256; 2] {
+    // SAFETY: the caller's promise: 16 bytes at `at`.
+    unsafe {
+        let words = _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast()));
+        let magnitude = _mm256_set1_epi16(0x007F);
+        let is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(words, magnitude), magnitude);
+        // The sign was extended to all upper bits; one of them is kept.
+        let sign_and_magnitude = _mm256_set1_epi16(!0x407F);
+        let halves = _mm256_and_si256(_mm256_slli_epi16::<7>(words), sign_and_magnitude);
+        let halves = _mm256_or_si256(halves, is_nan);
+        let rebias = _mm256_set1_ps(256.0);
+        let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+        let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+        [_mm256_mul_ps(low, rebias), _mm256_mul_ps(high, rebias)]
+    }
+}
+
+/// A block of weights.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
-    /// Signed 16-bit integers, 16 each.
-    low: __m256i,
-    high: __m256i,
+pub(super) struct Weights {
+    /// Signed bytes, or bytes from 0 to 127 where there is a minimum.
+    bytes: __m256i,
     /// The scale in every lane.
     scale: __m256,
-    /// The minimum in the first lane, or the activations' sum in every lane.
+    /// The minimum in the first lane.
     minimum: __m256,
+}
+
+/// A block of activations.
+#[derive(Clone, Copy)]
+pub(super) struct Values {
+    /// Signed bytes, none of them −128.
+    bytes: __m256i,
+    /// The scale in every lane.
+    scale: __m256,
+    /// The sum in every lane.
+    sum: __m256,
 }
 
 /// A quantised type whose blocks are a scale, maybe a minimum, and bytes or
 /// nibbles.
-trait Bytes {
+pub(super) trait Blocks {
     const BYTES: usize;
-    /// Whether a minimum follows the scale.
+    /// Whether a minimum follows the scale, and the values begin at 0.
     const HAS_MINIMUM: bool = false;
+    /// Blocks of the same values that take fewer instructions.
+    type Wide: Blocks;
 
-    /// The values of a block as 2 · 16 signed bytes.
     /// # Safety
-    /// The CPU has AVX2, and `at` points to a block.
-    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i);
+    /// The CPU has AVX2 and F16C, and `at` points to a block.
+    unsafe fn weights(at: *const u8) -> Weights;
 }
 
-/// A block's weights; it begins with its scale and, where it has one, its minimum.
-#[inline(always)]
-unsafe fn weight_block<T: Bytes>(at: *const u8) -> Block {
-    // SAFETY: the caller's promise: a block.
-    unsafe {
-        let (low, high) = T::bytes(at);
-        let head = i32::from_le(at.cast::<i32>().read_unaligned());
-        let head = _mm_cvtph_ps(_mm_cvtsi32_si128(head));
-        let minimum = if T::HAS_MINIMUM {
-            let lane = _mm_move_ss(_mm_setzero_ps(), _mm_movehdup_ps(head));
-            _mm256_zextps128_ps256(lane)
-        } else {
-            _mm256_setzero_ps()
-        };
-        Block {
-            low: _mm256_cvtepi8_epi16(low),
-            high: _mm256_cvtepi8_epi16(high),
-            scale: _mm256_broadcastss_ps(head),
-            minimum,
-        }
-    }
-}
+/// Blocks that are widened for several activation rows: 32 bytes, then scale and
+/// minimum in f32, then nothing up to a length that keeps most loads inside one
+/// cache line.
+pub(super) struct Wide<const HAS_MINIMUM: bool>;
 
-/// A block's activations.
-#[inline(always)]
-unsafe fn value_block(values: *const i8, scale: *const f32, sum: *const f32) -> Block {
-    // SAFETY: the caller's promise: 32 bytes, a scale and a sum.
-    unsafe {
-        Block {
-            low: _mm256_cvtepi8_epi16(_mm_loadu_si128(values.cast())),
-            high: _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(16).cast())),
-            scale: _mm256_broadcast_ss(&*scale),
-            minimum: _mm256_broadcast_ss(&*sum),
-        }
-    }
-}
-
-/// `sum` plus the products of one block: lane l gets those of values 4l to 4l + 3.
-#[inline(always)]
-unsafe fn block_step<T: Bytes>(weights: Block, x: Block, sum: __m256) -> __m256 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let fours = _mm256_hadd_epi32(
-            _mm256_madd_epi16(weights.low, x.low),
-            _mm256_madd_epi16(weights.high, x.high),
-        );
-        let products = _mm256_permute4x64_epi64::<0b11_01_10_00>(fours);
-        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(products), x.scale);
-        let sum = _mm256_fmadd_ps(scaled, weights.scale, sum);
-        if T::HAS_MINIMUM {
-            _mm256_fmadd_ps(weights.minimum, x.minimum, sum)
-        } else {
-            sum
-        }
-    }
-}
-
-impl<T: Bytes> Dot<Avx2> for T {
-    const BLOCK_BYTES: usize = T::BYTES;
-    const TILE_BATCH: usize = 1;
-    type Weights = (Block, Option<Block>);
-    type Values = (Block, Block);
+impl<const HAS_MINIMUM: bool> Blocks for Wide<HAS_MINIMUM> {
+    const BYTES: usize = 48;
+    const HAS_MINIMUM: bool = HAS_MINIMUM;
+    type Wide = Self;
 
     #[inline(always)]
-    unsafe fn weights<const BOTH: bool>(at: *const u8) -> (Block, Option<Block>) {
-        // SAFETY: the caller's promise: a block, and another where there are both.
+    unsafe fn weights(at: *const u8) -> Weights {
+        // SAFETY: the caller's promise.
         unsafe {
-            let first = weight_block::<T>(at);
-            if BOTH {
-                (first, Some(weight_block::<T>(at.add(T::BYTES))))
-            } else {
-                (first, None)
+            Weights {
+                bytes: _mm256_loadu_si256(at.cast()),
+                scale: _mm256_broadcast_ss(&at.add(32).cast::<f32>().read_unaligned()),
+                minimum: if HAS_MINIMUM {
+                    _mm256_zextps128_ps256(_mm_load_ss(at.add(36).cast()))
+                } else {
+                    _mm256_setzero_ps()
+                },
             }
         }
     }
+}
+
+impl<T: Blocks> Dot<Avx2> for T {
+    const BLOCK_BYTES: usize = T::BYTES;
+    const TILE_BATCH: usize = 1;
+    type Weights = (Weights, Option<Weights>);
+    type Values = (Values, Values);
+    const WIDENS: bool = true;
+    type Wide = T::Wide;
 
     #[inline(always)]
-    unsafe fn values(values: *const i8, scales: *const f32, sums: *const f32) -> (Block, Block) {
+    unsafe fn widen(block: *const u8, out: *mut u8) {
+        // SAFETY: the caller's promise: a block, and room for a wide one.
+        unsafe {
+            let weights = T::weights(block);
+            _mm256_storeu_si256(out.cast(), weights.bytes);
+            _mm_store_ss(out.add(32).cast(), _mm256_castps256_ps128(weights.scale));
+            _mm_store_ss(out.add(36).cast(), _mm256_castps256_ps128(weights.minimum));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn weights<const BOTH: bool>(at: *const u8) -> (Weights, Option<Weights>) {
+        // SAFETY: the caller's promise: a block, and another where there are both.
+        unsafe {
+            let second = if BOTH {
+                Some(T::weights(at.add(T::BYTES)))
+            } else {
+                None
+            };
+            (T::weights(at), second)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values(values: *const i8, scales: *const f32, sums: *const f32) -> (Values, Values) {
         // SAFETY: the caller's promise: values, scales and sums of two blocks.
         unsafe {
             (
@@ -336,7 +368,7 @@ impl<T: Bytes> Dot<Avx2> for T {
     }
 
     #[inline(always)]
-    unsafe fn step(weights: (Block, Option<Block>), x: (Block, Block), sum: Two) -> Two {
+    unsafe fn step(weights: (Weights, Option<Weights>), x: (Values, Values), sum: Two) -> Two {
         // SAFETY: the caller's promise.
         unsafe {
             let low = block_step::<T>(weights.0, x.0, sum.0);
@@ -349,15 +381,61 @@ impl<T: Bytes> Dot<Avx2> for T {
     }
 }
 
-/// The low and the high nibbles of 16 bytes.
+/// A block's activations.
 #[inline(always)]
-unsafe fn nibbles(at: *const u8) -> (__m128i, __m128i) {
+unsafe fn value_block(values: *const i8, scale: *const f32, sum: *const f32) -> Values {
+    // SAFETY: the caller's promise: 32 bytes, a scale and a sum.
+    unsafe {
+        Values {
+            bytes: _mm256_loadu_si256(values.cast()),
+            scale: _mm256_broadcast_ss(&*scale),
+            sum: _mm256_broadcast_ss(&*sum),
+        }
+    }
+}
+
+/// `sum` plus the products of one block: lane l gets those of values 4l to 4l + 3.
+#[inline(always)]
+unsafe fn block_step<T: Blocks>(weights: Weights, x: Values, sum: __m256) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // One factor is taken without its sign, which the other gets. Two products
+        // are at most 2 · 128 · 127, which 16 bits hold.
+        let pairs = if T::HAS_MINIMUM {
+            _mm256_maddubs_epi16(weights.bytes, x.bytes)
+        } else {
+            let magnitudes = _mm256_abs_epi8(weights.bytes);
+            _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x.bytes, weights.bytes))
+        };
+        let products = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(products), x.scale);
+        let sum = _mm256_fmadd_ps(scaled, weights.scale, sum);
+        if T::HAS_MINIMUM {
+            _mm256_fmadd_ps(weights.minimum, x.sum, sum)
+        } else {
+            sum
+        }
+    }
+}
+
+/// Scale and minimum that a block begins with.
+#[inline(always)]
+unsafe fn head(at: *const u8) -> __m128 {
+    // SAFETY: the caller's promise: a block, which is longer than its head.
+    unsafe {
+        let head = i32::from_le(at.cast::<i32>().read_unaligned());
+        _mm_cvtph_ps(_mm_cvtsi32_si128(head))
+    }
+}
+
+/// 16 bytes as 32 nibbles, low ones before high ones.
+#[inline(always)]
+unsafe fn nibbles(at: *const u8) -> __m256i {
     // SAFETY: the caller's promise: 16 bytes at `at`.
     unsafe {
-        let mask = _mm_set1_epi8(0x0F);
         let bytes = _mm_loadu_si128(at.cast());
-        let high = _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask);
-        (_mm_and_si128(bytes, mask), high)
+        let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+        _mm256_and_si256(both, _mm256_set1_epi8(0x0F))
     }
 }
 
@@ -365,42 +443,56 @@ pub(super) struct Q4_0;
 pub(super) struct Q4_1;
 pub(super) struct Q8_0;
 
-impl Bytes for Q4_0 {
+impl Blocks for Q4_0 {
     const BYTES: usize = 18;
+    type Wide = Wide<false>;
 
     #[inline(always)]
-    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i) {
+    unsafe fn weights(at: *const u8) -> Weights {
         // SAFETY: the caller's promise.
         unsafe {
-            let (low, high) = nibbles(at.add(2));
-            let centre = _mm_set1_epi8(8);
-            (_mm_sub_epi8(low, centre), _mm_sub_epi8(high, centre))
+            Weights {
+                bytes: _mm256_sub_epi8(nibbles(at.add(2)), _mm256_set1_epi8(8)),
+                scale: _mm256_broadcastss_ps(head(at)),
+                minimum: _mm256_setzero_ps(),
+            }
         }
     }
 }
 
-impl Bytes for Q4_1 {
+impl Blocks for Q4_1 {
     const BYTES: usize = 20;
     const HAS_MINIMUM: bool = true;
+    type Wide = Wide<true>;
 
     #[inline(always)]
-    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i) {
+    unsafe fn weights(at: *const u8) -> Weights {
         // SAFETY: the caller's promise.
-        unsafe { nibbles(at.add(4)) }
+        unsafe {
+            let head = head(at);
+            let minimum = _mm_move_ss(_mm_setzero_ps(), _mm_movehdup_ps(head));
+            Weights {
+                bytes: nibbles(at.add(4)),
+                scale: _mm256_broadcastss_ps(head),
+                minimum: _mm256_zextps128_ps256(minimum),
+            }
+        }
     }
 }
 
-impl Bytes for Q8_0 {
+impl Blocks for Q8_0 {
     const BYTES: usize = 34;
+    type Wide = Wide<false>;
 
     #[inline(always)]
-    unsafe fn bytes(at: *const u8) -> (__m128i, __m128i) {
+    unsafe fn weights(at: *const u8) -> Weights {
         // SAFETY: the caller's promise.
         unsafe {
-            (
-                _mm_loadu_si128(at.add(2).cast()),
-                _mm_loadu_si128(at.add(18).cast()),
-            )
+            Weights {
+                bytes: _mm256_loadu_si256(at.add(2).cast()),
+                scale: _mm256_broadcastss_ps(head(at)),
+                minimum: _mm256_setzero_ps(),
+            }
         }
     }
 }

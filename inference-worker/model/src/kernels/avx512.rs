@@ -10,11 +10,13 @@ use std::arch::x86_64::{
     _mm_loadu_si128, _mm_prefetch, _mm_set_epi32, _mm_setzero_si128, _mm_storeu_ps,
     _mm256_loadu_si256, _mm256_setzero_si256, _mm512_add_ps, _mm512_and_si512,
     _mm512_castps128_ps512, _mm512_castps512_ps128, _mm512_castsi128_si512, _mm512_castsi256_si512,
-    _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_inserti64x4, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_maskz_permutexvar_ps, _mm512_mul_ps, _mm512_permutexvar_ps,
-    _mm512_set_epi32, _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmpeq_epi16_mask, _mm512_cvtepi8_epi16,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_inserti64x4,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_set1_epi16, _mm512_maskz_permutexvar_ps,
+    _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set_epi32, _mm512_set_epi64, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps, _mm512_slli_epi16,
     _mm512_slli_epi32, _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_sub_epi8, _mm512_sub_epi32,
     _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_si512,
 };
@@ -156,6 +158,7 @@ impl<T: Halves> Unpack<Avx512> for T {
 pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct Bf16;
+pub(super) struct F8E4M3;
 
 impl Halves for F32 {
     const BYTES: usize = 128;
@@ -205,6 +208,31 @@ impl Halves for Bf16 {
     }
 }
 
+impl Halves for F8E4M3 {
+    const BYTES: usize = 32;
+
+    /// The values become halves first, whose exponent counts from 15 and not from
+    /// 7: a conversion of small halves is as fast as any, a product of small floats
+    /// is not.
+    #[inline(always)]
+    unsafe fn halves(block: *const u8) -> (__m512, __m512) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = _mm512_cvtepi8_epi16(words_16(block));
+            let magnitude = _mm512_set1_epi16(0x007F);
+            let is_nan = _mm512_cmpeq_epi16_mask(_mm512_and_si512(words, magnitude), magnitude);
+            // The sign was extended to all upper bits; one of them is kept.
+            let sign_and_magnitude = _mm512_set1_epi16(!0x407F);
+            let halves = _mm512_and_si512(_mm512_slli_epi16::<7>(words), sign_and_magnitude);
+            let halves = _mm512_mask_set1_epi16(halves, is_nan, -1);
+            let rebias = _mm512_set1_ps(256.0);
+            let low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+            let high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(halves));
+            (_mm512_mul_ps(low, rebias), _mm512_mul_ps(high, rebias))
+        }
+    }
+}
+
 /// Weights of two blocks, the second all zeros where there is none.
 #[derive(Clone, Copy)]
 pub(super) struct Pair {
@@ -245,6 +273,7 @@ impl<T: Blocks> Dot<Avx512> for T {
     const TILE_BATCH: usize = 4;
     type Weights = Pair;
     type Values = PairValues;
+    type Wide = T;
 
     #[inline(always)]
     unsafe fn weights<const BOTH: bool>(at: *const u8) -> Pair {

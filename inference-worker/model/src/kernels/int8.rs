@@ -7,7 +7,7 @@ use super::{BLOCK, LANES};
 #[derive(Clone, Debug)]
 pub(crate) struct Int8Rows {
     pub(super) blocks: usize,
-    /// Signed bytes, [`BLOCK`] a block.
+    /// Signed bytes from −127 on, [`BLOCK`] a block.
     pub(super) values: Vec<i8>,
     /// Scale of each block.
     pub(super) scales: Vec<f32>,

@@ -25,6 +25,8 @@ mod int8;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod sums;
 mod vector;
 
 #[cfg(target_arch = "x86_64")]
@@ -39,75 +41,49 @@ pub(crate) use vector::mean_square;
 
 use std::ops::Range;
 
-use crate::gguf::GgmlType;
-use int8::Int8Rows;
+use half::f16;
 
-/// Values that every kernel takes at a time; also the block length of the
-/// supported quantised types. Matrix columns come in multiples of it.
-pub const BLOCK: usize = 32;
+use int8::Int8Rows;
+pub use llama_checkpoint::{BLOCK, Format};
 
 /// Partial sums that a product is taken in, side by side. Part of the arithmetic:
 /// every instruction set keeps this many, so that all give the same bits.
 const LANES: usize = 16;
 
-/// A storage type that the kernels compute with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
-    /// 32-bit floats.
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// The upper half of a 32-bit float.
-    Bf16,
-    /// `d·(q − 8)`: an f16 `d`, then 32 nibbles; byte j holds values j (low) and
-    /// j + 16 (high).
-    Q4_0,
-    /// `d·q + m`: f16 `d` and `m`, then nibbles as in `Q4_0`.
-    Q4_1,
-    /// `d·q`: an f16 `d`, then 32 signed bytes.
-    Q8_0,
+/// Widens values to f32, whole blocks or any number of floats, and multiplies them
+/// by the scale of their row, where it has one.
+pub fn unpack(format: Format, bytes: &[u8], scale: Option<f32>, out: &mut [f32]) {
+    for (block, out) in bytes
+        .chunks(format.block_bytes())
+        .zip(out.chunks_mut(BLOCK))
+    {
+        scalar::unpack_block(format, block, out);
+    }
+    if let Some(scale) = scale {
+        for value in out {
+            *value *= scale;
+        }
+    }
 }
 
-impl Format {
-    /// Every format, with its ggml number.
-    pub const ALL: [(Self, GgmlType); 6] = [
-        (Self::F32, GgmlType::F32),
-        (Self::F16, GgmlType::F16),
-        (Self::Bf16, GgmlType::BF16),
-        (Self::Q4_0, GgmlType::Q4_0),
-        (Self::Q4_1, GgmlType::Q4_1),
-        (Self::Q8_0, GgmlType::Q8_0),
-    ];
+/// Rows of a KV cache.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// 32-bit floats.
+    F32(&'a [f32]),
+}
 
-    /// The format of a ggml type, `None` when no kernel knows it.
-    pub fn from_ggml(ggml_type: GgmlType) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .find(|(_, known)| *known == ggml_type)
-            .map(|(format, _)| *format)
+impl<'a> From<&'a [f16]> for Values<'a> {
+    fn from(values: &'a [f16]) -> Self {
+        Self::F16(values)
     }
+}
 
-    /// Bytes of [`BLOCK`] values.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4 * BLOCK,
-            Self::F16 | Self::Bf16 => 2 * BLOCK,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q8_0 => 34,
-        }
-    }
-
-    /// Bytes of a row of `columns` values, a multiple of [`BLOCK`].
-    pub fn row_bytes(self, columns: usize) -> usize {
-        columns / BLOCK * self.block_bytes()
-    }
-
-    /// Widens values to f32: whole blocks, or any number of floats.
-    pub fn unpack(self, bytes: &[u8], out: &mut [f32]) {
-        for (block, out) in bytes.chunks(self.block_bytes()).zip(out.chunks_mut(BLOCK)) {
-            scalar::unpack_block(self, block, out);
-        }
+impl<'a> From<&'a [f32]> for Values<'a> {
+    fn from(values: &'a [f32]) -> Self {
+        Self::F32(values)
     }
 }
 
@@ -124,7 +100,7 @@ impl<'a> Activations<'a> {
     /// Rows of `columns`, for weights in `format`.
     pub(crate) fn new(isa: Isa, format: Format, x: &'a [f32], columns: usize) -> Self {
         match format {
-            Format::F32 | Format::F16 | Format::Bf16 => Self::F32(x),
+            Format::F32 | Format::F16 | Format::Bf16 | Format::F8E4M3 => Self::F32(x),
             Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => {
                 Self::Int8(arch::quantize(isa, x, columns))
             }
@@ -174,7 +150,7 @@ impl Isa {
     }
 }
 
-/// Rows of a weight matrix, as they lie in the file.
+/// Rows of a weight matrix, as they lie in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
     /// Storage type.
@@ -183,10 +159,24 @@ pub struct Rows<'a> {
     pub bytes: &'a [u8],
     /// Values in a row, a multiple of [`BLOCK`].
     pub columns: usize,
-    /// A row's products are summed over stretches of this many columns (a
-    /// multiple of [`BLOCK`]) and the sums added in order, which is how ranks
-    /// that hold one stretch each add theirs.
-    pub stretch: usize,
+    /// Where chunks of the columns end, ascending multiples of [`BLOCK`], the last
+    /// of them `columns`. A row's products are summed chunk by chunk, and the sums
+    /// added in the order of [`crate::order`], which is how ranks that hold some
+    /// chunks each add theirs.
+    pub ends: &'a [usize],
+    /// A scale for each row, which multiplies the sum over each chunk.
+    pub scales: Option<&'a [f32]>,
+}
+
+/// Whether `ends` cut `columns` into chunks of whole blocks, none of them empty.
+pub(crate) fn cut_columns(ends: &[usize], columns: usize) -> bool {
+    let mut start = 0;
+    let ascend = ends.iter().all(|&end| {
+        let is_chunk = end > start && end.is_multiple_of(BLOCK);
+        start = end;
+        is_chunk
+    });
+    ascend && !ends.is_empty() && start == columns
 }
 
 impl Rows<'_> {
@@ -195,18 +185,39 @@ impl Rows<'_> {
         self.bytes.len() / self.format.row_bytes(self.columns)
     }
 
+    /// The rows `range` of these.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let row_bytes = self.format.row_bytes(self.columns);
+        Self {
+            bytes: &self.bytes[range.start * row_bytes..range.end * row_bytes],
+            scales: self.scales.map(|scales| &scales[range]),
+            ..*self
+        }
+    }
+
+    /// Widens row `row` to f32, scaled.
+    pub fn unpack_row(&self, row: usize, out: &mut [f32]) {
+        let Self { bytes, scales, .. } = self.part(row..row + 1);
+        unpack(self.format, bytes, scales.map(|scales| scales[0]), out);
+    }
+
     /// Checks what the kernels take for granted, as bounds of their pointers:
-    /// whole blocks, and `x` and `out` large enough.
+    /// whole blocks, and scales, `x` and `out` large enough.
     fn check(&self, x: &Activations<'_>, range: &Range<usize>, out: &[f32], out_stride: usize) {
         assert!(
-            self.columns.is_multiple_of(BLOCK) && self.stretch.is_multiple_of(BLOCK),
-            "whole blocks"
+            cut_columns(self.ends, self.columns),
+            "chunks are whole blocks"
         );
-        assert!(self.stretch > 0 && self.columns > 0, "rows have columns");
         assert_eq!(
             self.count() * self.format.row_bytes(self.columns),
             self.bytes.len(),
             "whole rows"
+        );
+        assert!(
+            self.scales
+                .is_none_or(|scales| scales.len() == self.count()),
+            "a scale a row"
         );
         let batch = match x {
             Activations::F32(x) => x.len() / self.columns,

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use super::int8::Int8Rows;
-use super::{Activations, Isa, Level, Rows, scalar, vector};
+use super::{Activations, Isa, Level, Rows, Values, scalar, vector};
 
 /// See [`Isa::available`].
 pub(super) fn available() -> Vec<Isa> {
@@ -35,7 +33,7 @@ pub(super) fn quantize(_isa: Isa, x: &[f32], columns: usize) -> Int8Rows {
 pub(crate) fn weighted_sum<const M: usize>(
     _isa: Isa,
     weights: [&[f32]; M],
-    values: &[f16],
+    values: Values<'_>,
     out: &mut [f32],
 ) {
     scalar::weighted_sum(weights, values, out);

@@ -6,10 +6,23 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::int8::Int8Rows;
-use super::{Activations, BLOCK, Format, LANES, Rows};
+use super::{Activations, BLOCK, Format, LANES, Rows, Values};
+use crate::order;
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// An FP8 value: its exponent and mantissa at the place of those of an f32, whose
+/// exponent counts from 127 and not from 7.
+fn f8e4m3(byte: u8) -> f32 {
+    /// 2^120.
+    const REBIAS: f32 = f32::from_bits((127 + 120) << 23);
+    let (sign, magnitude) = (u32::from(byte & 0x80), u32::from(byte & 0x7F));
+    if magnitude == 0x7F {
+        return f32::NAN;
+    }
+    f32::from_bits(sign << 24 | magnitude << 20) * REBIAS
 }
 
 /// Widens one block to f32, with the roundings of ggml's own routines.
@@ -34,6 +47,11 @@ pub(super) fn unpack_block(format: Format, block: &[u8], out: &mut [f32]) {
         Format::Bf16 => {
             for (out, bytes) in out.iter_mut().zip(block.chunks_exact(2)) {
                 *out = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+            }
+        }
+        Format::F8E4M3 => {
+            for (out, byte) in out.iter_mut().zip(block) {
+                *out = f8e4m3(*byte);
             }
         }
         Format::Q4_0 => {
@@ -80,23 +98,28 @@ pub(super) fn matmul(
     (out, out_stride): (&mut [f32], usize),
 ) {
     let mut weights = vec![0.0; rows.columns];
+    let mut sums = Vec::with_capacity(rows.ends.len());
     let row_bytes = rows.format.row_bytes(rows.columns);
     for (n, row) in rows.bytes.chunks_exact(row_bytes).enumerate() {
-        rows.format.unpack(row, &mut weights);
+        super::unpack(rows.format, row, None, &mut weights);
+        let scale = rows.scales.map_or(1.0, |scales| scales[n]);
         for m in range.clone() {
-            let starts = (0..rows.columns).step_by(rows.stretch);
-            let sums = starts.map(|start| {
-                let columns = start..rows.columns.min(start + rows.stretch);
-                match x {
+            let mut start = 0;
+            sums.clear();
+            for &end in rows.ends {
+                let columns = start..end;
+                start = end;
+                let sum = match x {
                     Activations::F32(x) => {
                         let x = &x[m * rows.columns..(m + 1) * rows.columns];
                         dot(&weights[columns.clone()], &x[columns])
                     }
                     Activations::Int8(x) => int8_dot(rows.format, row, columns, (x, m)),
-                }
-            });
-            out[(m - range.start) * out_stride + n] =
-                sums.reduce(|sum, next| sum + next).unwrap_or_default();
+                };
+                sums.push(sum * scale);
+            }
+            order::sum_rows(&mut sums, 1);
+            out[(m - range.start) * out_stride + n] = sums[0];
         }
     }
 }
@@ -140,12 +163,28 @@ fn integer(format: Format, block: &[u8], i: usize) -> i32 {
 }
 
 /// See [`super::weighted_sum`].
-pub(super) fn weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f16], out: &mut [f32]) {
+pub(super) fn weighted_sum<const M: usize>(
+    weights: [&[f32]; M],
+    values: Values<'_>,
+    out: &mut [f32],
+) {
+    match values {
+        Values::F16(values) => add_weighted(weights, values, f16::to_f32, out),
+        Values::F32(values) => add_weighted(weights, values, |value| value, out),
+    }
+}
+
+fn add_weighted<const M: usize, V: Copy>(
+    weights: [&[f32]; M],
+    values: &[V],
+    widen: impl Fn(V) -> f32,
+    out: &mut [f32],
+) {
     let width = out.len() / M;
     for (weights, out) in weights.iter().zip(out.chunks_exact_mut(width)) {
         for (weight, value) in weights.iter().zip(values.chunks_exact(width)) {
             for (out, value) in out.iter_mut().zip(value) {
-                *out = weight.mul_add(value.to_f32(), *out);
+                *out = weight.mul_add(widen(*value), *out);
             }
         }
     }

@@ -11,10 +11,8 @@ use std::ops::Range;
 use half::f16;
 
 use super::int8::Int8Rows;
+use super::sums::{Sums, TILE_ROWS, Target};
 use super::{BLOCK, LANES, Rows};
-
-/// Weight rows that are computed together.
-const TILE_ROWS: usize = 4;
 
 /// Vectors of [`LANES`] f32 in the instructions of one CPU generation.
 pub(super) trait Simd: Copy {
@@ -55,6 +53,29 @@ pub(super) trait Simd: Copy {
     unsafe fn sums(vectors: [Self::V; TILE_ROWS]) -> [f32; TILE_ROWS];
 }
 
+/// A type of single values that load as a vector of `S`.
+pub(super) trait Load<S: Simd>: Copy {
+    /// # Safety
+    /// The CPU has the instructions, and `from` points to [`LANES`] values.
+    unsafe fn load(from: *const Self) -> S::V;
+}
+
+impl<S: Simd> Load<S> for f32 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(from) }
+    }
+}
+
+impl<S: Simd> Load<S> for f16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_halves(from) }
+    }
+}
+
 /// A storage type in the instructions of `S`.
 pub(super) trait Unpack<S: Simd> {
     /// Bytes of [`BLOCK`] values.
@@ -84,6 +105,16 @@ pub(super) trait Dot<S: Simd> {
     type Weights: Copy;
     /// Activations of a step.
     type Values: Copy;
+    /// Whether weights that meet several activation rows are widened first, once.
+    const WIDENS: bool = false;
+    /// The type that they become.
+    type Wide: Dot<S>;
+
+    /// Writes a block in the wide type.
+    /// # Safety
+    /// The CPU has the instructions, `block` points to a block, and `out` has room
+    /// for a wide one.
+    unsafe fn widen(_block: *const u8, _out: *mut u8) {}
 
     /// The weights of a block and, where there are `BOTH`, of the next.
     /// # Safety
@@ -126,27 +157,26 @@ struct Floats {
     batch: usize,
 }
 
-/// Four weight rows, or one that makes no tile, over one stretch of columns.
+/// Four weight rows, or one that makes no tile, over one chunk of columns.
 #[derive(Clone, Copy)]
-struct Stretch {
+struct Chunk {
     tile: Tile<u8>,
     /// First column, and number of columns.
     start: usize,
     len: usize,
-    /// First row, and number of rows whose sums count.
-    first: usize,
-    width: usize,
+    target: Target,
 }
 
-/// Every stretch of every tile, tile by tile.
-struct Stretches<'a> {
+/// Every chunk of every tile, tile by tile.
+struct Chunks<'a> {
     rows: &'a Rows<'a>,
     count: usize,
     first: usize,
     start: usize,
+    chunk: usize,
 }
 
-impl<'a> Stretches<'a> {
+impl<'a> Chunks<'a> {
     #[inline(always)]
     fn of(rows: &'a Rows<'a>) -> Self {
         Self {
@@ -154,57 +184,51 @@ impl<'a> Stretches<'a> {
             count: rows.count(),
             first: 0,
             start: 0,
+            chunk: 0,
         }
     }
 
     /// The next one. Not an iterator, whose adaptors would not be inlined.
     #[inline(always)]
-    fn take_next(&mut self) -> Option<Stretch> {
+    fn take_next(&mut self) -> Option<Chunk> {
         if self.first >= self.count {
             return None;
         }
         let rows = self.rows;
         let whole = self.first + TILE_ROWS <= self.count;
         let width = if whole { TILE_ROWS } else { 1 };
-        let (first, start) = (self.first, self.start);
-        let len = rows.stretch.min(rows.columns - start);
+        let (first, start, chunk) = (self.first, self.start, self.chunk);
+        let end = rows.ends[chunk];
         let block_bytes = rows.format.block_bytes();
         let row_bytes = rows.columns / BLOCK * block_bytes;
         let at = first * row_bytes + start / BLOCK * block_bytes;
-        self.start += len;
-        if self.start >= rows.columns {
+        let scales = match rows.scales {
+            None => [1.0; TILE_ROWS],
+            Some(scales) if whole => [0, 1, 2, 3].map(|row| scales[first + row]),
+            Some(scales) => [scales[first]; TILE_ROWS],
+        };
+        self.start = end;
+        self.chunk += 1;
+        if self.chunk == rows.ends.len() {
             self.start = 0;
+            self.chunk = 0;
             self.first += width;
         }
-        Some(Stretch {
+        Some(Chunk {
             tile: Tile {
                 // SAFETY: the row is below `count`, and the column in the row.
                 first: unsafe { rows.bytes.as_ptr().add(at) },
                 stride: if whole { row_bytes } else { 0 },
             },
             start,
-            len,
-            first,
-            width,
+            len: end - start,
+            target: Target {
+                first,
+                width,
+                scales,
+                chunk,
+            },
         })
-    }
-}
-
-/// Where sums go.
-struct Place<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-}
-
-impl Place<'_> {
-    /// Adds the sums over a stretch for activation row `m`.
-    #[inline(always)]
-    fn put(&mut self, stretch: &Stretch, m: usize, sums: [f32; TILE_ROWS]) {
-        let at = m * self.stride + stretch.first;
-        let out = &mut self.out[at..at + stretch.width];
-        for (out, sum) in out.iter_mut().zip(sums) {
-            *out = if stretch.start > 0 { *out + sum } else { sum };
-        }
     }
 }
 
@@ -221,30 +245,37 @@ pub(super) unsafe fn matmul<S: Simd, U: Unpack<S>>(
 ) {
     let batch = x.len() / rows.columns;
     let mut panel = if batch > 1 && !U::IS_F32 {
-        vec![0.0_f32; TILE_ROWS * rows.stretch]
+        vec![0.0_f32; TILE_ROWS * longest(rows.ends)]
     } else {
         Vec::new()
     };
-    let mut place = Place { out, stride };
-    let mut stretches = Stretches::of(rows);
-    while let Some(stretch) = stretches.take_next() {
+    let mut sums = Sums::new(rows.ends.len(), batch, (out, stride));
+    let mut chunks = Chunks::of(rows);
+    while let Some(chunk) = chunks.take_next() {
         // SAFETY: each row of the tile and of `x` has `len` columns from `start`
-        // on; the panel has room for a stretch of each row.
+        // on; the panel has room for a chunk of each row.
         unsafe {
             let x = Floats {
-                first: x.as_ptr().add(stretch.start),
+                first: x.as_ptr().add(chunk.start),
                 stride: rows.columns,
                 batch,
             };
             if batch == 1 {
-                let sums = fused::<S, U>(stretch.tile, x.first, stretch.len);
-                place.put(&stretch, 0, sums);
+                let products = fused::<S, U>(chunk.tile, x.first, chunk.len);
+                sums.put(&chunk.target, 0, products);
             } else {
-                let tile = widened::<S, U>(stretch.tile, stretch.len, &mut panel);
-                over_batch::<S>(tile, x, &stretch, &mut place);
+                let tile = widened::<S, U>(chunk.tile, chunk.len, &mut panel);
+                over_batch::<S>(tile, x, &chunk, &mut sums);
             }
         }
     }
+}
+
+/// Columns of the longest chunk.
+fn longest(ends: &[usize]) -> usize {
+    let starts = [0].iter().chain(ends);
+    let lens = ends.iter().zip(starts).map(|(end, start)| end - start);
+    lens.max().unwrap_or_default()
 }
 
 /// See [`super::matmul`], for quantised weights.
@@ -258,37 +289,83 @@ pub(super) unsafe fn matmul_int8<S: Simd, D: Dot<S>>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let mut place = Place { out, stride };
-    let mut stretches = Stretches::of(rows);
-    while let Some(stretch) = stretches.take_next() {
-        let mut m = range.start;
+    let widens = D::WIDENS && range.len() > 1;
+    let mut panel = if widens {
+        vec![0; TILE_ROWS * longest(rows.ends) / BLOCK * D::Wide::BLOCK_BYTES]
+    } else {
+        Vec::new()
+    };
+    let mut sums = Sums::new(rows.ends.len(), range.len(), (out, stride));
+    let mut chunks = Chunks::of(rows);
+    while let Some(mut chunk) = chunks.take_next() {
         // SAFETY: each row of the tile and of `x` has `len` columns from `start`
-        // on, and a tile takes no more activation rows than are left.
+        // on; the panel has room for a chunk of each row.
         unsafe {
-            while D::TILE_BATCH >= 4 && range.end - m >= 4 {
-                let sums = int8_tile::<S, D, 4>(&stretch, x, m);
-                for j in 0..4 {
-                    place.put(&stretch, m + j - range.start, sums[j]);
-                }
-                m += 4;
-            }
-            while m < range.end {
-                let sums = int8_tile::<S, D, 1>(&stretch, x, m);
-                place.put(&stretch, m - range.start, sums[0]);
-                m += 1;
+            if widens {
+                chunk.tile = wide::<S, D>(&chunk, &mut panel);
+                int8_over_batch::<S, D::Wide>(&chunk, (x, range.clone()), &mut sums);
+            } else {
+                int8_over_batch::<S, D>(&chunk, (x, range.clone()), &mut sums);
             }
         }
     }
 }
 
-/// The sums of `M` activation rows from `m` on over a stretch.
+/// The tile's rows in the wide type, in `panel`.
+#[inline(always)]
+unsafe fn wide<S: Simd, D: Dot<S>>(chunk: &Chunk, panel: &mut [u8]) -> Tile<u8> {
+    let blocks = chunk.len / BLOCK;
+    let stride = blocks * D::Wide::BLOCK_BYTES;
+    for row in 0..TILE_ROWS {
+        for block in 0..blocks {
+            // SAFETY: the panel holds `TILE_ROWS` chunks of at least `len`.
+            unsafe {
+                let from = chunk.tile.at(row, block * D::BLOCK_BYTES);
+                S::prefetch(from.wrapping_add(TILE_ROWS * chunk.tile.stride));
+                let to = row * stride + block * D::Wide::BLOCK_BYTES;
+                D::widen(from, panel.as_mut_ptr().add(to));
+            }
+        }
+    }
+    Tile {
+        first: panel.as_ptr(),
+        stride,
+    }
+}
+
+/// Activation rows against quantised weights, a register tile at a time.
+#[inline(always)]
+unsafe fn int8_over_batch<S: Simd, D: Dot<S>>(
+    chunk: &Chunk,
+    (x, range): (&Int8Rows, Range<usize>),
+    out: &mut Sums<'_>,
+) {
+    let mut m = range.start;
+    // SAFETY: a register tile takes no more activation rows than are left.
+    unsafe {
+        while D::TILE_BATCH >= 4 && range.end - m >= 4 {
+            let sums = int8_tile::<S, D, 4>(chunk, x, m);
+            for j in 0..4 {
+                out.put(&chunk.target, m + j - range.start, sums[j]);
+            }
+            m += 4;
+        }
+        while m < range.end {
+            let sums = int8_tile::<S, D, 1>(chunk, x, m);
+            out.put(&chunk.target, m - range.start, sums[0]);
+            m += 1;
+        }
+    }
+}
+
+/// The sums of `M` activation rows from `m` on over a chunk.
 #[inline(always)]
 unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
-    stretch: &Stretch,
+    chunk: &Chunk,
     x: &Int8Rows,
     m: usize,
 ) -> [[f32; TILE_ROWS]; M] {
-    let blocks = stretch.len / BLOCK;
+    let blocks = chunk.len / BLOCK;
     let mut out = [[0.0; TILE_ROWS]; M];
     // SAFETY: as the caller says, all rows have these blocks, and there are `M`
     // activation rows from `m` on; behind their last block lies padding.
@@ -296,11 +373,11 @@ unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
         let mut sums = [[S::zero(); TILE_ROWS]; M];
         let mut block = 0;
         while block + 2 <= blocks {
-            int8_step::<S, D, M, true>(stretch, x, (m, block), &mut sums);
+            int8_step::<S, D, M, true>(chunk, x, (m, block), &mut sums);
             block += 2;
         }
         if block < blocks {
-            int8_step::<S, D, M, false>(stretch, x, (m, block), &mut sums);
+            int8_step::<S, D, M, false>(chunk, x, (m, block), &mut sums);
         }
         for j in 0..M {
             out[j] = S::sums(sums[j]);
@@ -312,17 +389,27 @@ unsafe fn int8_tile<S: Simd, D: Dot<S>, const M: usize>(
 /// Adds the products of two blocks, or of the last one.
 #[inline(always)]
 unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
-    stretch: &Stretch,
+    chunk: &Chunk,
     x: &Int8Rows,
     (m, block): (usize, usize),
     sums: &mut [[S::V; TILE_ROWS]; M],
 ) {
-    let tile = stretch.tile;
+    let tile = chunk.tile;
     let at = block * D::BLOCK_BYTES;
     // SAFETY: the caller's promise.
     unsafe {
         for row in 0..TILE_ROWS {
             S::prefetch(tile.at(row, at).wrapping_add(TILE_ROWS * tile.stride));
+        }
+        let first = m * x.blocks + chunk.start / BLOCK + block;
+        if M == 1 {
+            // Weights one by one, so that few registers suffice.
+            let values = values_at::<S, D>(x, first);
+            for i in 0..TILE_ROWS {
+                let weights = D::weights::<BOTH>(tile.at(i, at));
+                sums[0][i] = D::step(weights, values, sums[0][i]);
+            }
+            return;
         }
         let weights = [
             D::weights::<BOTH>(tile.at(0, at)),
@@ -331,16 +418,24 @@ unsafe fn int8_step<S: Simd, D: Dot<S>, const M: usize, const BOTH: bool>(
             D::weights::<BOTH>(tile.at(3, at)),
         ];
         for j in 0..M {
-            let at = (m + j) * x.blocks + stretch.start / BLOCK + block;
-            let values = D::values(
-                x.values.as_ptr().add(at * BLOCK),
-                x.scales.as_ptr().add(at),
-                x.sums.as_ptr().add(at),
-            );
+            let values = values_at::<S, D>(x, first + j * x.blocks);
             for i in 0..TILE_ROWS {
                 sums[j][i] = D::step(weights[i], values, sums[j][i]);
             }
         }
+    }
+}
+
+/// The activations of the blocks from `block` on.
+#[inline(always)]
+unsafe fn values_at<S: Simd, D: Dot<S>>(x: &Int8Rows, block: usize) -> D::Values {
+    // SAFETY: the caller's promise: there is such a block, and one behind it.
+    unsafe {
+        D::values(
+            x.values.as_ptr().add(block * BLOCK),
+            x.scales.as_ptr().add(block),
+            x.sums.as_ptr().add(block),
+        )
     }
 }
 
@@ -384,7 +479,7 @@ unsafe fn widened<S: Simd, U: Unpack<S>>(
     let panel = panel.as_mut_ptr();
     for row in 0..TILE_ROWS {
         for block in 0..len / BLOCK {
-            // SAFETY: the panel holds `TILE_ROWS` stretches of at least `len`.
+            // SAFETY: the panel holds `TILE_ROWS` chunks of at least `len`.
             unsafe {
                 let from = tile.at(row, block * U::BLOCK_BYTES);
                 U::unpack(from, panel.add(row * len + block * BLOCK));
@@ -399,25 +494,20 @@ unsafe fn widened<S: Simd, U: Unpack<S>>(
 
 /// Several activation rows against widened weights, a register tile at a time.
 #[inline(always)]
-unsafe fn over_batch<S: Simd>(
-    tile: Tile<f32>,
-    x: Floats,
-    stretch: &Stretch,
-    place: &mut Place<'_>,
-) {
+unsafe fn over_batch<S: Simd>(tile: Tile<f32>, x: Floats, chunk: &Chunk, out: &mut Sums<'_>) {
     let mut m = 0;
     // SAFETY: a register tile takes no more activation rows than are left.
     unsafe {
         while S::TILE_BATCH >= 6 && x.batch - m >= 6 {
-            let sums = float_tile::<S, 6>(tile, stretch.len, x, m);
+            let sums = float_tile::<S, 6>(tile, chunk.len, x, m);
             for j in 0..6 {
-                place.put(stretch, m + j, sums[j]);
+                out.put(&chunk.target, m + j, sums[j]);
             }
             m += 6;
         }
         while m < x.batch {
-            let sums = float_tile::<S, 1>(tile, stretch.len, x, m);
-            place.put(stretch, m, sums[0]);
+            let sums = float_tile::<S, 1>(tile, chunk.len, x, m);
+            out.put(&chunk.target, m, sums[0]);
             m += 1;
         }
     }
@@ -467,9 +557,9 @@ unsafe fn float_tile<S: Simd, const M: usize>(
 /// The CPU has the instructions; every weight row has `count` weights, `values`
 /// holds `count` rows as wide as those of `out`, a multiple of [`BLOCK`].
 #[inline(always)]
-pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
+pub(super) unsafe fn weighted_sum<S: Simd, V: Load<S>, const M: usize>(
     weights: [&[f32]; M],
-    values: &[f16],
+    values: &[V],
     out: &mut [f32],
 ) {
     const VECTORS: usize = 2;
@@ -490,7 +580,7 @@ pub(super) unsafe fn weighted_sum<S: Simd, const M: usize>(
                 let row = values.as_ptr().add(t * width + from);
                 let mut value = [S::zero(); VECTORS];
                 for (v, value) in value.iter_mut().enumerate() {
-                    *value = S::load_halves(row.add(v * LANES));
+                    *value = V::load(row.add(v * LANES));
                 }
                 for m in 0..M {
                     let weight = S::splat(*weights[m].get_unchecked(t));

@@ -7,12 +7,10 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use super::avx2::{self, Avx2};
 use super::avx512::{self, Avx512};
 use super::int8::Int8Rows;
-use super::{Activations, Format, Isa, Level, Rows, scalar, simd, vector};
+use super::{Activations, Format, Isa, Level, Rows, Values, scalar, simd, vector};
 
 /// See [`Isa::available`].
 pub(super) fn available() -> Vec<Isa> {
@@ -53,6 +51,7 @@ macro_rules! by_format {
                         Format::F32 => $widened::<$formats::F32>($rows, x, $out, $stride),
                         Format::F16 => $widened::<$formats::F16>($rows, x, $out, $stride),
                         Format::Bf16 => $widened::<$formats::Bf16>($rows, x, $out, $stride),
+                        Format::F8E4M3 => $widened::<$formats::F8E4M3>($rows, x, $out, $stride),
                         _ => scalar::matmul($rows, $x, $range, ($out, $stride)),
                     }
                 }
@@ -108,7 +107,7 @@ pub(super) fn quantize(isa: Isa, x: &[f32], columns: usize) -> Int8Rows {
 pub(crate) fn weighted_sum<const M: usize>(
     isa: Isa,
     weights: [&[f32]; M],
-    values: &[f16],
+    values: Values<'_>,
     out: &mut [f32],
 ) {
     let width = out.len() / M;
@@ -116,17 +115,23 @@ pub(crate) fn weighted_sum<const M: usize>(
         width > 0 && width.is_multiple_of(super::BLOCK) && width * M == out.len(),
         "whole blocks"
     );
-    let count = values.len() / width;
+    let count = match values {
+        Values::F16(values) => values.len() / width,
+        Values::F32(values) => values.len() / width,
+    };
     assert!(
         weights.iter().all(|weights| weights.len() >= count),
         "a weight for every value"
     );
-    match isa.0 {
-        Level::Scalar => scalar::weighted_sum(weights, values, out),
-        // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
-        Level::Avx2 => unsafe { weighted_sum_avx2(weights, values, out) },
-        // SAFETY: likewise.
-        Level::Avx512 => unsafe { weighted_sum_avx512(weights, values, out) },
+    // SAFETY: an `Isa` exists only where its instructions do; sizes are checked.
+    unsafe {
+        match (isa.0, values) {
+            (Level::Scalar, values) => scalar::weighted_sum(weights, values, out),
+            (Level::Avx2, Values::F16(values)) => weighted_sum_avx2(weights, values, out),
+            (Level::Avx2, Values::F32(values)) => weighted_sum_avx2(weights, values, out),
+            (Level::Avx512, Values::F16(values)) => weighted_sum_avx512(weights, values, out),
+            (Level::Avx512, Values::F32(values)) => weighted_sum_avx512(weights, values, out),
+        }
     }
 }
 
@@ -187,9 +192,13 @@ macro_rules! build_for {
         }
 
         #[target_feature(enable = $features)]
-        fn $weighted_sum<const M: usize>(weights: [&[f32]; M], values: &[f16], out: &mut [f32]) {
+        fn $weighted_sum<V: simd::Load<$simd>, const M: usize>(
+            weights: [&[f32]; M],
+            values: &[V],
+            out: &mut [f32],
+        ) {
             // SAFETY: as above.
-            unsafe { simd::weighted_sum::<$simd, M>(weights, values, out) }
+            unsafe { simd::weighted_sum::<$simd, V, M>(weights, values, out) }
         }
 
         #[target_feature(enable = $features)]

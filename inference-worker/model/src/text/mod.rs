@@ -1,14 +1,25 @@
 //! Text around the model: tokenizer, streaming detokenizer, chat template, all
-//! read from the GGUF.
+//! read from the model's own files.
 
+mod added;
 mod bytes;
 mod detokenizer;
+mod folder;
+mod from_gguf;
+mod from_json;
+mod origin;
+mod ranks;
+mod settings;
+mod split;
 mod template;
+mod tiktoken;
 mod tokenizer;
+mod vocabulary;
 
 pub(crate) use bytes::byte_characters;
 pub use detokenizer::Detokenizer;
-pub use template::{ChatMessage, ChatTemplate};
+pub use folder::ModelText;
+pub use template::{ChatMessage, ChatTemplate, Conversation, Rendered};
 pub use tokenizer::{Special, Tokenizer};
 
 /// Text that could not become tokens, or messages that could not become text.

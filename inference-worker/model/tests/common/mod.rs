@@ -5,37 +5,50 @@
     dead_code,
     unreachable_pub,
     clippy::expect_used,
+    clippy::unwrap_in_result,
     reason = "each test file uses a part, and tests may fail"
 )]
 
+use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 
-use llama_model::{Collective, CollectiveError, Gguf, Llama, LoadOptions, Segment, StepModel};
+use llama_model::checkpoint::LoadFormat;
+use llama_model::memory::KvFormat;
+use llama_model::{
+    Checkpoint, Collective, CollectiveError, Layout, Llama, LoadOptions, Segment, StepModel,
+    Wanted, order,
+};
 
 /// Environment variable with the path of SmolLM2-135M-Instruct.Q4_1.gguf.
 const MODEL_VARIABLE: &str = "LLAMA_TEST_MODEL";
 
 /// The real model, or `None` with a notice where it is not to be had.
-pub fn real_model() -> Option<Gguf> {
+pub fn real_model() -> Option<Checkpoint> {
     let Some(path) = std::env::var_os(MODEL_VARIABLE).map(PathBuf::from) else {
         eprintln!("not run: {MODEL_VARIABLE} does not name SmolLM2-135M-Instruct.Q4_1.gguf");
         return None;
     };
-    Some(Gguf::open(&path).expect("the test model opens"))
+    Some(Checkpoint::open(&path, LoadFormat::Auto).expect("the test model opens"))
 }
 
-/// One rank of a group of threads.
-struct ThreadRank {
-    rank: usize,
-    parts: Arc<Mutex<Vec<Vec<f32>>>>,
-    barrier: Arc<Barrier>,
+/// What the ranks of some part of the group exchange.
+struct Room {
+    parts: Mutex<Vec<Vec<f32>>>,
+    barrier: Barrier,
 }
 
-impl ThreadRank {
+impl Room {
+    fn new(ranks: usize) -> Self {
+        Self {
+            parts: Mutex::new(vec![Vec::new(); ranks]),
+            barrier: Barrier::new(ranks),
+        }
+    }
+
     /// Every rank's `part`, in rank order.
-    fn exchange(&self, part: &[f32]) -> Vec<Vec<f32>> {
-        self.parts.lock().expect("no rank panicked")[self.rank] = part.to_vec();
+    fn exchange(&self, place: usize, part: &[f32]) -> Vec<Vec<f32>> {
+        self.parts.lock().expect("no rank panicked")[place] = part.to_vec();
         self.barrier.wait();
         let parts = self.parts.lock().expect("no rank panicked").clone();
         self.barrier.wait();
@@ -43,23 +56,30 @@ impl ThreadRank {
     }
 }
 
+/// One rank of a group of threads.
+struct ThreadRank {
+    layout: Layout,
+    rank: usize,
+    stage: Arc<Room>,
+    group: Arc<Room>,
+    next: Option<mpsc::Sender<Vec<f32>>>,
+    previous: Option<mpsc::Receiver<Vec<f32>>>,
+}
+
 impl Collective for ThreadRank {
     fn rank(&self) -> usize {
         self.rank
     }
 
-    fn world(&self) -> usize {
-        self.parts.lock().expect("no rank panicked").len()
+    fn layout(&self) -> Layout {
+        self.layout
     }
 
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
-        let parts = self.exchange(data);
-        data.copy_from_slice(&parts[0]);
-        for part in &parts[1..] {
-            for (sum, value) in data.iter_mut().zip(part) {
-                *sum += value;
-            }
-        }
+        let place = self.layout.tensor_rank(self.rank);
+        let mut parts = self.stage.exchange(place, data).concat();
+        order::sum_rows(&mut parts, data.len());
+        data.copy_from_slice(&parts[..data.len()]);
         Ok(())
     }
 
@@ -69,41 +89,92 @@ impl Collective for ThreadRank {
         lens: &[usize],
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        let parts = self.exchange(part);
+        let parts = self.group.exchange(self.rank, part);
         assert!(parts.iter().map(Vec::len).eq(lens.iter().copied()));
         out.copy_from_slice(&parts.concat());
         Ok(())
     }
+
+    fn send_next(&mut self, data: &[f32]) -> Result<(), CollectiveError> {
+        let next = self.next.as_ref().expect("not the last stage");
+        next.send(data.to_vec()).expect("no rank panicked");
+        Ok(())
+    }
+
+    fn receive_previous(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let previous = self.previous.as_ref().expect("not the first stage");
+        data.copy_from_slice(&previous.recv().expect("no rank panicked"));
+        Ok(())
+    }
 }
 
-/// What `work` makes on each of `world` ranks, each a thread with its shard of
-/// the model.
+/// The ranks of a group of threads.
+fn thread_ranks(layout: Layout) -> Vec<ThreadRank> {
+    let group = Arc::new(Room::new(layout.world()));
+    let stages: Vec<_> = (0..layout.pipeline)
+        .map(|_| Arc::new(Room::new(layout.tensor)))
+        .collect();
+    let mut ranks: Vec<ThreadRank> = (0..layout.world())
+        .map(|rank| ThreadRank {
+            layout,
+            rank,
+            stage: Arc::clone(&stages[layout.stage(rank)]),
+            group: Arc::clone(&group),
+            next: None,
+            previous: None,
+        })
+        .collect();
+    for rank in layout.tensor..layout.world() {
+        let (sender, receiver) = mpsc::channel();
+        ranks[rank - layout.tensor].next = Some(sender);
+        ranks[rank].previous = Some(receiver);
+    }
+    ranks
+}
+
+/// What a test's ranks load.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub layout: Layout,
+    pub slots: usize,
+    pub max_tokens: usize,
+    pub kv: KvFormat,
+}
+
+impl Setup {
+    pub fn tensor(tensor: usize, slots: usize, max_tokens: usize) -> Self {
+        Self {
+            layout: Layout::tensor(tensor),
+            slots,
+            max_tokens,
+            kv: KvFormat::F16,
+        }
+    }
+}
+
+/// What `work` makes on each rank of a group, each a thread with its part of the
+/// model.
 pub fn on_ranks<R: Send>(
-    gguf: &Gguf,
-    world: usize,
-    (slots, max_tokens): (usize, usize),
+    checkpoint: &Checkpoint,
+    setup: Setup,
     work: impl Fn(&mut Llama, &mut dyn Collective) -> R + Sync,
 ) -> Vec<R> {
-    let parts = Arc::new(Mutex::new(vec![Vec::new(); world]));
-    let barrier = Arc::new(Barrier::new(world));
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world)
-            .map(|rank| {
-                let mut collective = ThreadRank {
-                    rank,
-                    parts: Arc::clone(&parts),
-                    barrier: Arc::clone(&barrier),
-                };
+        let ranks: Vec<_> = thread_ranks(setup.layout)
+            .into_iter()
+            .map(|mut collective| {
                 let work = &work;
                 scope.spawn(move || {
                     let options = LoadOptions {
-                        rank,
-                        world,
+                        layout: setup.layout,
+                        rank: collective.rank,
                         threads: 1,
-                        slots,
-                        max_tokens,
+                        slots: setup.slots,
+                        max_tokens: setup.max_tokens,
+                        kv: setup.kv,
+                        verify: checkpoint.cut_for().is_some(),
                     };
-                    let mut model = Llama::load(gguf, &options, &|_, _| {}).expect("loads");
+                    let mut model = Llama::load(checkpoint, &options, &|_, _| {}).expect("loads");
                     work(&mut model, &mut collective)
                 })
             })
@@ -121,8 +192,45 @@ pub fn segment(slot: u32, start: usize, tokens: &[u32]) -> Segment {
         slot,
         start: u32::try_from(start).expect("small"),
         tokens: tokens.to_vec(),
-        wants_logits: true,
+        logits: Wanted::Last,
     }
+}
+
+/// The logits after each of `tokens`, computed `step` at a time.
+pub fn all_logits(
+    model: &mut Llama,
+    collective: &mut dyn Collective,
+    tokens: &[u32],
+    step: usize,
+) -> Vec<Vec<f32>> {
+    let mut rows = Vec::new();
+    for (number, tokens) in tokens.chunks(step).enumerate() {
+        let all = Segment {
+            logits: Wanted::All,
+            ..segment(0, number * step, tokens)
+        };
+        rows.extend(model.step(&[all], collective).expect("steps"));
+    }
+    rows
+}
+
+/// The most likely tokens behind `prompt`, one after another.
+pub fn greedy(
+    model: &mut Llama,
+    collective: &mut dyn Collective,
+    prompt: &[u32],
+    count: usize,
+) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    let mut cached = 0;
+    while tokens.len() < prompt.len() + count {
+        let rows = model
+            .step(&[segment(0, cached, &tokens[cached..])], collective)
+            .expect("steps");
+        cached = tokens.len();
+        tokens.push(argmax(&rows[0]));
+    }
+    tokens.split_off(prompt.len())
 }
 
 /// The logits after each of `tokens`, computed one by one behind `prompt`, and
@@ -159,4 +267,11 @@ pub fn argmax(row: &[f32]) -> u32 {
         .zip(row)
         .reduce(|best, next| if next.1 > best.1 { next } else { best });
     best.expect("not empty").0
+}
+
+/// Every range of `count` things in `parts` of nearly one length.
+pub fn cuts(count: usize, parts: usize) -> Vec<Range<usize>> {
+    (0..parts)
+        .map(|part| part * count / parts..(part + 1) * count / parts)
+        .collect()
 }

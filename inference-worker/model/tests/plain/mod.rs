@@ -1,6 +1,7 @@
 //! The forward pass written down once more, in f64 and without any cleverness.
 
 use llama_model::LlamaConfig;
+use llama_model::config::RopeScaling;
 use llama_model::fixture::GgufWriter;
 
 struct Weights<'a>(&'a GgufWriter);
@@ -31,12 +32,15 @@ impl Weights<'_> {
 }
 
 fn rotate(config: &LlamaConfig, factors: Option<&[f64]>, heads: &mut [f64], position: usize) {
+    let scale = match config.rope.scaling {
+        RopeScaling::Linear(scale) => scale,
+        _ => 1.0,
+    };
     for head in heads.chunks_exact_mut(config.head_dim) {
-        for pair in 0..config.rope_dim / 2 {
-            let exponent = -2.0 * pair as f64 / config.rope_dim as f64;
+        for pair in 0..config.rope.dim / 2 {
+            let exponent = -2.0 * pair as f64 / config.rope.dim as f64;
             let factor = factors.map_or(1.0, |factors| factors[pair]);
-            let angle =
-                position as f64 / config.rope_scale * config.rope_base.powf(exponent) / factor;
+            let angle = position as f64 / scale * config.rope.base.powf(exponent) / factor;
             let (x, y) = (head[2 * pair], head[2 * pair + 1]);
             head[2 * pair] = x * angle.cos() - y * angle.sin();
             head[2 * pair + 1] = x * angle.sin() + y * angle.cos();
@@ -55,7 +59,7 @@ pub(super) fn logits(writer: &GgufWriter, config: &LlamaConfig, tokens: &[u32]) 
         .map(|token| embedding[*token as usize * config.hidden..][..config.hidden].to_vec())
         .collect();
     let group = config.heads / config.kv_heads;
-    for layer in 0..config.layers {
+    for layer in 0..config.layers.len() {
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for (position, x) in stream.iter_mut().enumerate() {

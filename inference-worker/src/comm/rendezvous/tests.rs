@@ -1,13 +1,17 @@
 use super::*;
+use crate::comm::placement::Placement;
+use llama_model::Layout;
 
 fn identity() -> Identity {
     Identity {
         group: "g".to_owned(),
         revision: "r1".to_owned(),
         epoch: 4,
-        world: 3,
+        placement: Placement::new(Layout::tensor(3), 3).unwrap(),
         digest: "d".to_owned(),
         max_tokens: 128,
+        compute: "f32".to_owned(),
+        kv: "f16".to_owned(),
         build: "1".to_owned(),
     }
 }
@@ -50,7 +54,26 @@ fn callers_are_judged_by_what_they_run() {
             judged(&|hello| hello.identity.digest = "x".to_owned()),
             "digest",
         ),
-        (judged(&|hello| hello.identity.world = 4), "world"),
+        (
+            judged(&|hello| hello.identity.placement.layout.tensor = 4),
+            "tensor",
+        ),
+        (
+            judged(&|hello| hello.identity.placement.layout.pipeline = 2),
+            "pipeline",
+        ),
+        (
+            judged(&|hello| hello.identity.placement.ranks_per_pod = 3),
+            "ranks per node",
+        ),
+        (
+            judged(&|hello| hello.identity.compute = "bf16".to_owned()),
+            "compute type is bf16, expected f32",
+        ),
+        (
+            judged(&|hello| hello.identity.kv = "f8".to_owned()),
+            "KV cache type",
+        ),
         (
             judged(&|hello| hello.identity.revision = "r2".to_owned()),
             "revision",
@@ -101,6 +124,44 @@ fn ranks_find_each_other_past_strangers() {
             }
         }
     });
+}
+
+#[test]
+fn only_ranks_that_need_one_keep_a_connection() {
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let layout = Layout {
+        tensor: 2,
+        pipeline: 2,
+    };
+    let placement = Placement::new(layout, 2).unwrap();
+    let party = |rank| {
+        let mut party = party(rank);
+        party.identity.placement = placement;
+        party
+    };
+    let meshes: Vec<Mesh> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..4)
+            .map(|rank| {
+                let (party, address) = (party(rank), &address);
+                scope.spawn(move || match rank {
+                    0 => party.host(port).unwrap(),
+                    _ => party.join(address).unwrap(),
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    for (rank, mesh) in meshes.iter().enumerate() {
+        assert_eq!(mesh.members.len(), 4);
+        for (peer, connection) in mesh.connections.iter().enumerate() {
+            assert_eq!(
+                connection.is_some(),
+                placement.connects(rank, peer),
+                "rank {rank} to {peer}"
+            );
+        }
+    }
 }
 
 #[test]

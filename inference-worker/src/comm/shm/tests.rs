@@ -1,67 +1,62 @@
+use super::lanes::{BUFFER_FLOATS, is_at_least};
 use super::*;
-use crate::comm::fixtures::{gathered, sum_in_rank_order, values};
+use crate::comm::fixtures::{beating, expected, gathers, group, layouts, operate, pods, values};
 use crate::failure::Failure;
 use llama_contract::FailureCategory;
 use proptest::prelude::*;
 
-/// Runs `body` for every rank of a group of `world` threads, each with a
-/// beating heart, and returns what they returned, in rank order.
-fn group<T: Send>(world: usize, body: impl Fn(ShmLink) -> T + Sync) -> Vec<T> {
-    let (region, board) = shared(world);
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = (0..world)
-            .map(|rank| {
-                let link = ShmLink::new(Arc::clone(&region), board.clone(), rank, false).unwrap();
-                let body = &body;
-                scope.spawn(move || body(link))
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+fn links(layout: Layout) -> (Vec<ShmLink>, Board) {
+    let placement = Placement::new(layout, 1).unwrap();
+    let (region, board) = pods(placement).remove(0);
+    let links = (0..layout.world())
+        .map(|rank| ShmLink::new(Arc::clone(&region), board.clone(), layout, rank, false).unwrap())
+        .collect();
+    (links, board)
 }
 
-fn shared(world: usize) -> (Arc<Region>, Board) {
-    let region = Arc::new(Region::create(ShmLink::bytes(world)).unwrap());
-    let board = Board::new(Arc::clone(&region), world).unwrap();
-    (region, board)
+fn hearts(board: &Board) -> Vec<(Board, usize)> {
+    (0..board.ranks())
+        .map(|rank| (board.clone(), rank))
+        .collect()
+}
+
+/// Runs `body` for every rank of a group, each with a beating heart.
+fn on_ranks<T: Send>(layout: Layout, body: impl Fn(ShmLink) -> T + Sync) -> Vec<T> {
+    let (links, board) = links(layout);
+    beating(&hearts(&board), || group(links, body))
+}
+
+const GRID: Layout = Layout {
+    tensor: 2,
+    pipeline: 2,
+};
+
+#[test]
+fn every_layout_computes_what_one_rank_would() {
+    for layout in layouts() {
+        for lens in gathers(layout) {
+            let outcomes = on_ranks(layout, |mut link| operate(&mut link, 700, &lens));
+            for (rank, outcome) in outcomes.into_iter().enumerate() {
+                assert_eq!(outcome, expected(layout, rank, 700, &lens), "{layout:?}");
+            }
+        }
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn sums_are_bitwise_those_of_rank_order(
-        world in 2_usize..=6,
-        lens in proptest::collection::vec(1_usize..3000, 1..6),
+    fn sums_and_gathers_have_the_bits_of_the_common_order(
+        (tensor, pipeline) in (1_usize..=5, 1_usize..=2),
+        len in 0_usize..3000,
+        lens in proptest::collection::vec(0_usize..700, 10),
     ) {
-        let results = group(world, |mut link| {
-            lens.iter().map(|len| {
-                let mut data = values(link.rank(), *len);
-                link.all_reduce_sum(&mut data).unwrap();
-                data
-            }).collect::<Vec<_>>()
-        });
-        for result in results {
-            for (data, len) in result.iter().zip(&lens) {
-                prop_assert_eq!(data, &sum_in_rank_order(world, *len));
-            }
-        }
-    }
-
-    #[test]
-    fn uneven_parts_are_gathered_in_rank_order(
-        lens in proptest::collection::vec(0_usize..700, 2..=6),
-    ) {
-        let world = lens.len();
-        let expected = gathered(&lens);
-        let results = group(world, |mut link| {
-            let part = values(link.rank(), lens[link.rank()]);
-            let mut out = vec![0.0; expected.len()];
-            link.all_gather(&part, &lens, &mut out).unwrap();
-            out
-        });
-        for out in results {
-            prop_assert_eq!(&out, &expected);
+        let layout = Layout { tensor, pipeline };
+        let lens = &lens[..layout.world()];
+        let outcomes = on_ranks(layout, |mut link| operate(&mut link, len, lens));
+        for (rank, outcome) in outcomes.into_iter().enumerate() {
+            prop_assert_eq!(outcome, expected(layout, rank, len, lens));
         }
     }
 }
@@ -69,145 +64,225 @@ proptest! {
 #[test]
 fn operations_larger_than_a_buffer_take_several_rounds() {
     let len = BUFFER_FLOATS * 2 + 5;
-    let lens = [len, 3, BUFFER_FLOATS];
-    let expected = gathered(&lens);
-    let results = group(3, |mut link| {
-        let mut data = values(link.rank(), len);
-        link.all_reduce_sum(&mut data).unwrap();
-        let part = values(link.rank(), lens[link.rank()]);
-        let mut out = vec![0.0; expected.len()];
-        link.all_gather(&part, &lens, &mut out).unwrap();
-        (data, out)
-    });
-    for (sum, gathered) in results {
-        assert!(sum == sum_in_rank_order(3, len));
-        assert!(gathered == expected);
-    }
-}
-
-#[test]
-fn plans_and_words_reach_every_rank() {
-    let results = group(4, |mut link| {
-        let rank = link.rank() as u64;
-        let mut payload = if rank == 0 {
-            b"plan".to_vec()
-        } else {
-            vec![9; 100]
-        };
-        link.broadcast(&mut payload).unwrap();
-        (
-            payload,
-            link.gather_words([rank, 7, u64::MAX - rank]).unwrap(),
-        )
-    });
-    for (payload, words) in results {
-        assert_eq!(payload, b"plan");
-        let expected: Vec<_> = (0..4).map(|rank| [rank, 7, u64::MAX - rank]).collect();
-        assert_eq!(words, expected);
-    }
-}
-
-#[test]
-fn different_lengths_are_out_of_step() {
-    let results = group(2, |mut link| {
-        let mut data = vec![0.0; 4 + link.rank()];
-        link.all_reduce_sum(&mut data)
-    });
-    for (rank, result) in results.into_iter().enumerate() {
-        match result {
-            Err(CollectiveError::OutOfStep { rank: peer, .. }) => assert_eq!(peer, 1 - rank),
-            other => panic!("rank {rank} got {other:?}"),
+    // The payload is three times as long: its last piece is full.
+    for len in [len, BUFFER_FLOATS * 4] {
+        let lens = [len, 3, BUFFER_FLOATS, 0];
+        let outcomes = on_ranks(GRID, |mut link| operate(&mut link, len, &lens));
+        for (rank, outcome) in outcomes.into_iter().enumerate() {
+            assert!(outcome == expected(GRID, rank, len, &lens), "rank {rank}");
         }
     }
 }
 
 #[test]
-fn a_silent_peer_is_named() {
-    let (region, board) = shared(3);
-    let beating = board.clone();
-    let mut link = ShmLink::new(region, board, 0, false).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                beating.beat(1);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        // Rank 1 beats but has not come yet; rank 2 does neither.
-        link.slot(1).unwrap().published.store(1, Ordering::SeqCst);
-        link.slot(1).unwrap().operation[1].store(1, Ordering::SeqCst);
-        link.slot(1).unwrap().len[1].store(4, Ordering::SeqCst);
-        let result = link.all_reduce_sum(&mut [1.0]);
-        stop.store(true, Ordering::Relaxed);
-        result
+fn a_stage_does_not_wait_for_the_next() {
+    let (mut links, board) = links(GRID);
+    links.truncate(2);
+    let sums = beating(&hearts(&board), || {
+        group(links, |mut link| {
+            let mut data = values(link.rank(), 9);
+            link.all_reduce_sum(&mut data).unwrap();
+            // Both buffers of the way to the next stage are free.
+            link.send_next(&data).unwrap();
+            link.send_next(&data).unwrap();
+            data
+        })
     });
-    assert!(
-        matches!(result, Err(CollectiveError::Silent { rank: 2, .. })),
-        "{result:?}"
-    );
+    assert_eq!(sums[0], sums[1]);
 }
 
 #[test]
-fn a_peer_that_beats_but_never_comes_meets_the_deadline() {
-    let (region, board) = shared(2);
-    let beating = board.clone();
-    let mut link = ShmLink::new(region, board, 0, false).unwrap();
-    link.set_deadline(Duration::from_millis(300));
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let result = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                beating.beat(1);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let result = link.all_reduce_sum(&mut [1.0]);
-        stop.store(true, Ordering::Relaxed);
-        result
+fn the_ends_of_the_pipeline_have_no_neighbours() {
+    let (mut links, _board) = links(GRID);
+    let first = links[0].receive_previous(&mut [0.0]).unwrap_err();
+    let last = links[3].send_next(&[0.0]).unwrap_err();
+    for (error, rank) in [(first, 0), (last, 3)] {
+        assert!(
+            matches!(error, CollectiveError::OutOfStep { rank: named, .. } if named == rank),
+            "{error}"
+        );
+    }
+}
+
+/// Each operation on rank `rank` of a grid of two by two in which nobody else comes,
+/// and the rank that it waits for first.
+fn lonely(operation: usize, links: &mut [ShmLink]) -> (usize, Result<(), CollectiveError>) {
+    let out = &mut [0.0; 4];
+    match operation {
+        0 => (1, links[0].all_reduce_sum(&mut [1.0])),
+        1 => (0, links[2].all_gather(&[1.0], &[1; 4], out)),
+        2 => (1, links[0].broadcast(&mut vec![1])),
+        3 => (0, links[1].gather_words([1; 3]).map(drop)),
+        4 => (2, (0..3).try_for_each(|_| links[0].send_next(&[1.0]))),
+        _ => (1, links[3].receive_previous(&mut [1.0])),
+    }
+}
+
+#[test]
+fn silent_peers_are_named_in_every_operation() {
+    std::thread::scope(|scope| {
+        for operation in 0..6 {
+            scope.spawn(move || {
+                let (mut links, _board) = links(GRID);
+                let (peer, result) = lonely(operation, &mut links);
+                match result {
+                    Err(CollectiveError::Silent { rank, silent_ms }) => {
+                        assert_eq!(rank, peer, "operation {operation}");
+                        assert!(silent_ms >= 2000);
+                    }
+                    other => panic!("operation {operation}: {other:?}"),
+                }
+            });
+        }
     });
-    assert!(
-        matches!(result, Err(CollectiveError::Silent { rank: 1, .. })),
-        "{result:?}"
-    );
+}
+
+#[test]
+fn peers_that_beat_but_never_come_meet_the_deadline_in_every_operation() {
+    for operation in 0..6 {
+        let (mut links, board) = links(GRID);
+        let result = beating(&hearts(&board), || {
+            for link in &mut links {
+                link.set_deadline(Duration::from_millis(100));
+            }
+            lonely(operation, &mut links)
+        });
+        assert!(
+            matches!(result, (peer, Err(CollectiveError::Silent { rank, .. })) if rank == peer),
+            "operation {operation}: {result:?}"
+        );
+    }
 }
 
 #[test]
 fn an_ended_group_frees_its_waiters_with_the_cause() {
-    let (region, board) = shared(2);
-    let mut link = ShmLink::new(region, board.clone(), 0, false).unwrap();
-    board.fail(&Failure::new(
-        FailureCategory::RankDied,
-        "rank 1 was killed",
-    ));
-    let result = link.all_reduce_sum(&mut [1.0]);
-    assert_eq!(
-        result,
-        Err(CollectiveError::Aborted {
-            reason: "rank 1 was killed".to_owned()
+    for operation in 0..6 {
+        let (mut links, board) = links(GRID);
+        board.fail(&Failure::new(
+            FailureCategory::RankDied,
+            "rank 1 was killed",
+        ));
+        let (_, result) = lonely(operation, &mut links);
+        assert_eq!(
+            result,
+            Err(CollectiveError::Aborted {
+                reason: "rank 1 was killed".to_owned()
+            })
+        );
+    }
+}
+
+#[test]
+fn the_rank_that_holds_all_up_is_named_and_not_those_that_wait_for_it() {
+    let layout = Layout {
+        tensor: 1,
+        pipeline: 3,
+    };
+    let (mut links, board) = links(layout);
+    links.remove(0);
+    let results = beating(&hearts(&board), || {
+        group(links, |mut link| {
+            // The last rank has waited for some time when its neighbour begins to.
+            if link.rank() == 1 {
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            link.set_deadline(Duration::from_millis(500));
+            let result = link.receive_previous(&mut [0.0]);
+            if let Some(failure) = result.as_ref().err().and_then(Failure::of_collective) {
+                board.fail(&failure);
+            }
+            result
         })
+    });
+    assert!(
+        matches!(results[0], Err(CollectiveError::Silent { rank: 0, .. })),
+        "{results:?}"
     );
+    assert!(
+        matches!(results[1], Err(CollectiveError::Aborted { .. })),
+        "{results:?}"
+    );
+}
+
+#[test]
+fn ranks_that_wait_for_each_other_do_not_wait_for_ever() {
+    let results = on_ranks(Layout::tensor(2), |mut link| {
+        link.set_deadline(Duration::from_millis(200));
+        if link.rank() == 0 {
+            link.all_reduce_sum(&mut [1.0])
+        } else {
+            link.gather_words([1; 3]).map(drop)
+        }
+    });
+    assert!(results.iter().all(Result::is_err), "{results:?}");
+}
+
+#[test]
+fn other_operations_and_lengths_are_out_of_step() {
+    type Body = fn(&mut ShmLink) -> Result<(), CollectiveError>;
+    let bodies: [(Body, usize); 4] = [
+        (
+            |link| link.all_reduce_sum(&mut vec![0.0; 4 + link.rank()]),
+            2,
+        ),
+        (
+            |link| match link.rank() {
+                0 => link.gather_words([0; 3]).map(drop),
+                _ => link.broadcast(&mut Vec::new()),
+            },
+            2,
+        ),
+        (
+            |link| {
+                let lens = [1, link.rank()];
+                let part = vec![0.0; lens[link.rank()]];
+                link.all_gather(&part, &lens, &mut vec![0.0; lens.iter().sum()])
+            },
+            2,
+        ),
+        (
+            |link| match link.rank() {
+                0 => link.send_next(&[1.0]),
+                _ => link.receive_previous(&mut [0.0; 2]),
+            },
+            1,
+        ),
+    ];
+    for (index, (body, tensor)) in bodies.into_iter().enumerate() {
+        let layout = Layout {
+            tensor,
+            pipeline: 2 / tensor,
+        };
+        let results = on_ranks(layout, |mut link| body(&mut link));
+        let is_out = |(rank, result): (usize, &Result<(), CollectiveError>)| matches!(result, Err(CollectiveError::OutOfStep { rank: peer, .. }) if *peer == 1 - rank);
+        let out = results.iter().enumerate().filter(|result| is_out(*result));
+        // A sender goes on without a look at the receiver, and a rank that expects
+        // any length may find nothing wrong.
+        assert!(out.count() >= 1, "{index}: {results:?}");
+    }
 }
 
 #[test]
 fn round_numbers_wrap() {
     assert!(is_at_least(5, 5) && is_at_least(6, 5) && !is_at_least(4, 5));
     assert!(is_at_least(0, u32::MAX) && !is_at_least(u32::MAX, 0));
-    let results = group(2, |mut link| {
-        link.round = u32::MAX - 3;
-        for rank in 0..2 {
-            link.slot(rank)
-                .unwrap()
-                .published
-                .fetch_max(u32::MAX - 3, Ordering::SeqCst);
-        }
-        (0..8)
-            .map(|_| {
-                let mut data = [1.0];
-                link.all_reduce_sum(&mut data).unwrap();
-                data[0]
-            })
-            .sum::<f32>()
+    let (mut links, board) = links(GRID);
+    for link in &mut links {
+        link.pod.start_at(u32::MAX - 3).unwrap();
+    }
+    let outcomes = beating(&hearts(&board), || {
+        group(links, |mut link| {
+            for len in 0..8 {
+                let outcome = operate(&mut link, len, &[len; 4]);
+                assert_eq!(outcome, expected(GRID, link.rank(), len, &[len; 4]));
+            }
+        })
     });
-    assert_eq!(results, [16.0, 16.0]);
+    assert_eq!(outcomes.len(), 4);
+}
+
+#[test]
+fn memory_of_another_number_of_ranks_is_refused() {
+    let (region, board) = pods(Placement::new(Layout::tensor(2), 1).unwrap()).remove(0);
+    assert!(ShmLink::new(region, board, GRID, 0, false).is_none());
 }

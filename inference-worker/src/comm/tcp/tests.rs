@@ -1,168 +1,313 @@
+use super::peers::PIECE_BYTES;
 use super::*;
-use crate::comm::fixtures::{gathered, sum_in_rank_order, values};
+use crate::comm::fixtures::{expected, gathers, group, layouts, mesh, operate, values};
 use crate::comm::region::Region;
+use crate::failure::Failure;
+use llama_contract::FailureCategory;
 use proptest::prelude::*;
-use std::net::TcpListener;
+use std::sync::Arc;
+
+const GRID: Layout = Layout {
+    tensor: 2,
+    pipeline: 2,
+};
+
+/// Each rank in a pod of its own.
+fn alone(layout: Layout) -> Placement {
+    Placement::new(layout, layout.world()).unwrap()
+}
 
 fn board() -> Board {
     let region = Arc::new(Region::create(Board::bytes(1)).unwrap());
     Board::new(region, 1).unwrap()
 }
 
-/// Connections of a full mesh on loopback: `mesh[a][b]` is a's end to b.
-fn mesh(world: usize) -> Vec<Vec<Option<TcpStream>>> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut mesh: Vec<Vec<Option<TcpStream>>> = Vec::new();
-    for rank in 0..world {
-        let mut own = Vec::new();
-        for lower in &mut mesh {
-            own.push(Some(
-                TcpStream::connect(listener.local_addr().unwrap()).unwrap(),
-            ));
-            lower[rank] = Some(listener.accept().unwrap().0);
-        }
-        own.resize_with(world, || None);
-        mesh.push(own);
-    }
-    mesh
-}
-
-fn links(world: usize) -> Vec<TcpLink> {
-    mesh(world)
+fn links(placement: Placement) -> Vec<(TcpLink, Board)> {
+    mesh(placement)
         .into_iter()
         .enumerate()
-        .map(|(rank, connections)| TcpLink::new(rank, connections, board()).unwrap())
+        .map(|(rank, connections)| {
+            let board = board();
+            let link = TcpLink::new(placement, rank, connections, board.clone()).unwrap();
+            (link, board)
+        })
         .collect()
 }
 
-fn group<T: Send>(world: usize, body: impl Fn(TcpLink) -> T + Sync) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = links(world)
-            .into_iter()
-            .map(|link| {
-                let body = &body;
-                scope.spawn(move || body(link))
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+fn on_ranks<T: Send>(layout: Layout, body: impl Fn(TcpLink) -> T + Sync) -> Vec<T> {
+    let links = links(alone(layout)).into_iter().map(|(link, _)| link);
+    group(links.collect(), body)
+}
+
+/// Ends a link as the last step does.
+fn close(link: &mut TcpLink) {
+    link.expect_close();
+    link.gather_words([0; 3]).unwrap();
+}
+
+#[test]
+fn every_layout_computes_what_one_rank_would() {
+    for layout in layouts() {
+        for lens in gathers(layout) {
+            let outcomes = on_ranks(layout, |mut link| {
+                let outcome = operate(&mut link, 700, &lens);
+                close(&mut link);
+                outcome
+            });
+            for (rank, outcome) in outcomes.into_iter().enumerate() {
+                assert_eq!(outcome, expected(layout, rank, 700, &lens), "{layout:?}");
+            }
+        }
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
-    fn sums_and_gathers_are_those_of_rank_order(
-        lens in proptest::collection::vec(0_usize..900, 2..=5),
-        len in 1_usize..2000,
+    fn sums_and_gathers_have_the_bits_of_the_common_order(
+        (tensor, pipeline) in (1_usize..=5, 1_usize..=2),
+        len in 0_usize..2000,
+        lens in proptest::collection::vec(0_usize..900, 10),
     ) {
-        let world = lens.len();
-        let sum = sum_in_rank_order(world, len);
-        let gathered = gathered(&lens);
-        let results = group(world, |mut link| {
-            let mut data = values(link.rank(), len);
-            link.all_reduce_sum(&mut data).unwrap();
-            let part = values(link.rank(), lens[link.rank()]);
-            let mut out = vec![0.0; gathered.len()];
-            link.all_gather(&part, &lens, &mut out).unwrap();
-            link.expect_close();
-            (data, out, link.gather_words([0; 3]).is_ok())
+        let layout = Layout { tensor, pipeline };
+        let lens = &lens[..layout.world()];
+        let outcomes = on_ranks(layout, |mut link| {
+            let outcome = operate(&mut link, len, lens);
+            close(&mut link);
+            outcome
         });
-        for (data, out, closed) in results {
-            prop_assert_eq!(&data, &sum);
-            prop_assert_eq!(&out, &gathered);
-            prop_assert!(closed);
+        for (rank, outcome) in outcomes.into_iter().enumerate() {
+            prop_assert_eq!(outcome, expected(layout, rank, len, lens));
         }
     }
 }
 
 #[test]
-fn plans_larger_than_socket_buffers_reach_every_rank() {
-    let plan = vec![7_u8; 12 << 20];
-    let results = group(3, |mut link| {
-        let mut payload = if link.rank() == 0 {
-            plan.clone()
+fn operations_larger_than_socket_buffers_take_several_pieces() {
+    let piece = PIECE_BYTES / size_of::<f32>();
+    // The payload is three times as long: its last piece is full.
+    for len in [2 * piece + 5, 4 * piece] {
+        let lens = [len, 3, piece, 0];
+        let outcomes = on_ranks(GRID, |mut link| {
+            let outcome = operate(&mut link, len, &lens);
+            close(&mut link);
+            outcome
+        });
+        for (rank, outcome) in outcomes.into_iter().enumerate() {
+            assert!(outcome == expected(GRID, rank, len, &lens), "rank {rank}");
+        }
+    }
+}
+
+#[test]
+fn a_stage_runs_ahead_of_a_slow_one_only_so_far() {
+    let layout = Layout {
+        tensor: 1,
+        pipeline: 2,
+    };
+    let pieces = 40;
+    let results = on_ranks(layout, |mut link| {
+        let data = values(7, PIECE_BYTES / size_of::<f32>());
+        if link.rank() == 0 {
+            (0..pieces).for_each(|_| link.send_next(&data).unwrap());
         } else {
-            Vec::new()
-        };
-        link.broadcast(&mut payload).unwrap();
-        let mut data = vec![1.0; 3 << 20];
-        link.all_reduce_sum(&mut data).unwrap();
-        link.expect_close();
-        link.gather_words([0; 3]).unwrap();
-        (payload == plan, data == vec![3.0; 3 << 20])
+            // Longer than a write may make no progress.
+            std::thread::sleep(Duration::from_millis(2500));
+            let mut received = vec![0.0; data.len()];
+            for _ in 0..pieces {
+                received.fill(0.0);
+                link.receive_previous(&mut received).unwrap();
+                assert!(received == data);
+            }
+        }
+        close(&mut link);
     });
-    assert_eq!(results, [(true, true); 3]);
+    assert_eq!(results.len(), 2);
+}
+
+/// Each operation on a rank of a grid of two by two in which nobody else comes, and
+/// the rank that it waits for first.
+fn lonely(operation: usize) -> (usize, usize) {
+    [(0, 1), (2, 0), (0, 1), (1, 0), (0, 2), (3, 1)][operation]
+}
+
+fn call(operation: usize, link: &mut TcpLink) -> Result<(), CollectiveError> {
+    match operation {
+        0 => link.all_reduce_sum(&mut [1.0]),
+        1 => link.all_gather(&[1.0], &[1; 4], &mut [0.0; 4]),
+        2 => link.broadcast(&mut vec![1]),
+        3 => link.gather_words([1; 3]).map(drop),
+        4 => (0..9).try_for_each(|_| link.send_next(&[1.0])),
+        _ => link.receive_previous(&mut [1.0]),
+    }
 }
 
 #[test]
-fn a_closed_connection_names_the_peer_and_reaches_the_board() {
-    let mut mesh = mesh(2);
-    let connections = mesh.remove(0);
-    let board = board();
-    let mut link = TcpLink::new(0, connections, board.clone()).unwrap();
-    drop(mesh);
-    let error = link.all_reduce_sum(&mut [1.0]).unwrap_err();
-    let named = matches!(
-        error,
-        CollectiveError::PeerLost { rank: 1, .. } | CollectiveError::Aborted { .. }
+fn closed_connections_name_the_peer_in_every_operation() {
+    for operation in 0..6 {
+        let (rank, peer) = lonely(operation);
+        let mut mesh = mesh(alone(GRID));
+        let board = board();
+        let connections = std::mem::take(&mut mesh[rank]);
+        let mut link = TcpLink::new(alone(GRID), rank, connections, board.clone()).unwrap();
+        mesh[peer].clear();
+        let error = call(operation, &mut link).unwrap_err();
+        let is_named = match &error {
+            CollectiveError::PeerLost { rank, .. } => *rank == peer,
+            CollectiveError::Aborted { reason } => reason.contains(&format!("rank {peer}")),
+            _ => false,
+        };
+        assert!(is_named, "operation {operation}: {error:?}");
+        let cause = board.cause().unwrap();
+        assert_eq!(cause.category, FailureCategory::PeerLost);
+        assert_eq!(cause.rank, u32::try_from(peer).ok());
+    }
+}
+
+#[test]
+fn peers_without_heartbeats_are_silent_in_every_operation() {
+    std::thread::scope(|scope| {
+        for operation in 0..6 {
+            scope.spawn(move || {
+                let (rank, peer) = lonely(operation);
+                let mut mesh = mesh(alone(GRID));
+                // Of four ranks only these two have a connection, so that the reader
+                // which ends the group is that of the peer.
+                let mut connections = std::mem::take(&mut mesh[rank]);
+                let board = board();
+                for (other, connection) in connections.iter_mut().enumerate() {
+                    if other != peer {
+                        *connection = None;
+                    }
+                }
+                let placement = alone(GRID);
+                let mut link = TcpLink::new(placement, rank, connections, board.clone()).unwrap();
+                link.all = vec![rank.min(peer), rank.max(peer)];
+                let result = match operation {
+                    1 => link.peers.gather(&link.all, &[1, 1], &mut [0.0; 2]),
+                    _ => call(operation, &mut link),
+                };
+                drop(mesh);
+                assert!(result.is_err(), "operation {operation}");
+                let cause = board.cause().unwrap();
+                assert_eq!(cause.category, FailureCategory::RankSilent);
+                assert_eq!(
+                    cause.rank,
+                    u32::try_from(peer).ok(),
+                    "operation {operation}"
+                );
+            });
+        }
+    });
+}
+
+#[test]
+fn peers_that_beat_but_never_come_meet_the_deadline_in_every_operation() {
+    for operation in 0..6 {
+        let (rank, peer) = lonely(operation);
+        let mut links = links(alone(GRID));
+        let link = &mut links[rank].0;
+        link.set_deadline(Duration::from_millis(200));
+        match call(operation, link) {
+            Err(CollectiveError::Silent { rank, .. }) => assert_eq!(rank, peer),
+            other => panic!("operation {operation}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_rank_that_holds_all_up_is_named_and_not_those_that_wait_for_it() {
+    let layout = Layout {
+        tensor: 1,
+        pipeline: 3,
+    };
+    let mut links = links(alone(layout));
+    let (_first, _) = links.remove(0);
+    let boards: Vec<Board> = links.iter().map(|(_, board)| board.clone()).collect();
+    let links = links.into_iter().map(|(link, _)| link).collect();
+    let results = group(links, |mut link: TcpLink| {
+        // The last rank has waited for some time when its neighbour begins to.
+        if link.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        link.set_deadline(Duration::from_millis(900));
+        let result = link.receive_previous(&mut [0.0]);
+        if let Some(failure) = result.as_ref().err().and_then(Failure::of_collective) {
+            boards[link.rank() - 1].fail(&failure);
+        }
+        result
+    });
+    assert!(
+        matches!(results[0], Err(CollectiveError::Silent { rank: 0, .. })),
+        "{results:?}"
     );
-    assert!(named, "{error:?}");
-    let cause = board.cause().unwrap();
-    assert_eq!(cause.category, FailureCategory::PeerLost);
-    assert_eq!(cause.rank, Some(1));
-}
-
-#[test]
-fn a_peer_without_heartbeats_is_silent() {
-    let mut mesh = mesh(2);
-    let connections = mesh.remove(0);
-    let board = board();
-    let mut link = TcpLink::new(0, connections, board.clone()).unwrap();
-    link.all_reduce_sum(&mut [1.0]).unwrap_err();
-    drop(mesh);
-    let cause = board.cause().unwrap();
-    assert_eq!(cause.category, FailureCategory::RankSilent);
-    assert_eq!(cause.rank, Some(1));
+    assert!(
+        matches!(results[1], Err(CollectiveError::Aborted { .. })),
+        "{results:?}"
+    );
+    for board in &boards {
+        assert_eq!(board.cause().unwrap().rank, Some(0));
+    }
 }
 
 #[test]
 fn the_first_cause_travels_to_every_rank() {
-    let boards: Vec<Board> = (0..3).map(|_| board()).collect();
-    let mut links: Vec<TcpLink> = mesh(3)
-        .into_iter()
-        .zip(&boards)
-        .enumerate()
-        .map(|(rank, (connections, board))| TcpLink::new(rank, connections, board.clone()).unwrap())
-        .collect();
+    let mut links = links(alone(Layout::tensor(3)));
     let mut cause = Failure::new(FailureCategory::RankDied, "rank 5 was killed").at_rank(5);
     cause.node = Some("gpu-07".to_owned());
-    boards[1].fail(&cause);
-    for link in &mut links {
+    links[1].1.fail(&cause);
+    for (link, _) in &mut links {
         let error = link.all_reduce_sum(&mut [1.0]).unwrap_err();
         assert!(
             matches!(error, CollectiveError::Aborted { .. }),
             "{error:?}"
         );
     }
-    for board in &boards {
+    for (_, board) in &links {
         assert_eq!(board.cause().as_ref(), Some(&cause));
     }
 }
 
 #[test]
-fn another_operation_is_out_of_step() {
-    let results = group(2, |mut link| {
-        if link.rank() == 0 {
-            link.all_reduce_sum(&mut [1.0])
-        } else {
-            link.gather_words([0; 3]).map(|_| ())
-        }
-    });
-    for (rank, result) in results.into_iter().enumerate() {
-        match result {
-            Err(CollectiveError::OutOfStep { rank: peer, .. }) => assert_eq!(peer, 1 - rank),
-            other => panic!("rank {rank} got {other:?}"),
-        }
+fn other_operations_and_lengths_are_out_of_step() {
+    type Body = fn(&mut TcpLink) -> Result<(), CollectiveError>;
+    let bodies: [(Body, usize); 4] = [
+        (
+            |link| match link.rank() {
+                0 => link.all_reduce_sum(&mut [1.0]),
+                _ => link.gather_words([0; 3]).map(drop),
+            },
+            2,
+        ),
+        (
+            |link| link.all_reduce_sum(&mut vec![0.0; 4 + link.rank()]),
+            2,
+        ),
+        (
+            |link| match link.rank() {
+                0 => link.all_gather(&[1.0], &[1, 1], &mut [0.0; 2]),
+                _ => link.broadcast(&mut Vec::new()),
+            },
+            2,
+        ),
+        (
+            |link| match link.rank() {
+                // The receiver takes none of these, so that the sender stays.
+                0 => (0..9).try_for_each(|_| link.send_next(&[1.0])),
+                _ => link.receive_previous(&mut [0.0; 2]),
+            },
+            1,
+        ),
+    ];
+    for (index, (body, tensor)) in bodies.into_iter().enumerate() {
+        let layout = Layout {
+            tensor,
+            pipeline: 2 / tensor,
+        };
+        let results = on_ranks(layout, |mut link| body(&mut link));
+        let is_out = |(rank, result): (usize, &Result<(), CollectiveError>)| matches!(result, Err(CollectiveError::OutOfStep { rank: peer, .. }) if *peer == 1 - rank);
+        let out = results.iter().enumerate().filter(|result| is_out(*result));
+        assert!(out.count() >= 1, "{index}: {results:?}");
     }
 }

@@ -4,7 +4,7 @@ use crate::comm::region::Region;
 use crate::comm::shm::ShmLink;
 use crate::scheduler::{Finish, Limits, Refusal};
 use llama_model::sample::SamplingParams;
-use llama_model::{Collective, LocalCollective, Segment, StepModel};
+use llama_model::{Collective, Layout, LocalCollective, Segment, StepModel, Wanted};
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -26,7 +26,10 @@ impl StepModel for Counting {
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError> {
         let mut rows = Vec::new();
-        for segment in segments.iter().filter(|segment| segment.wants_logits) {
+        for segment in segments
+            .iter()
+            .filter(|segment| segment.logits == Wanted::Last)
+        {
             let last = segment.tokens.last().copied().unwrap_or(0);
             let mut row = vec![0.0; 10];
             row[last as usize + 1] = 1.0;
@@ -157,6 +160,7 @@ fn cancelled_and_refused_requests_get_no_tokens() {
 #[test]
 fn followers_compute_what_rank_0_plans_until_the_last_step() {
     let (region, board) = board(3);
+    let layout = Layout::tensor(3);
     let (send, receive) = mpsc::channel();
     send.send(submit(1, 0, 4)).unwrap();
     send.send(ToEngine::Stop).unwrap();
@@ -164,7 +168,7 @@ fn followers_compute_what_rank_0_plans_until_the_last_step() {
         let followers: Vec<_> = [1, 2]
             .map(|rank| {
                 let mut link =
-                    ShmLink::new(Arc::clone(&region), board.clone(), rank, false).unwrap();
+                    ShmLink::new(Arc::clone(&region), board.clone(), layout, rank, false).unwrap();
                 let board = board.clone();
                 scope.spawn(move || {
                     let mut stepper = Stepper {
@@ -181,7 +185,7 @@ fn followers_compute_what_rank_0_plans_until_the_last_step() {
             })
             .into_iter()
             .collect();
-        let mut link = ShmLink::new(Arc::clone(&region), board.clone(), 0, false).unwrap();
+        let mut link = ShmLink::new(Arc::clone(&region), board.clone(), layout, 0, false).unwrap();
         let mut told = Vec::new();
         let stepper = Stepper {
             model: &mut Counting,
@@ -208,11 +212,12 @@ fn followers_compute_what_rank_0_plans_until_the_last_step() {
 #[test]
 fn a_rank_of_another_epoch_is_a_plan_mismatch() {
     let (region, board) = board(2);
+    let layout = Layout::tensor(2);
     let results: Vec<_> = std::thread::scope(|scope| {
         let ranks: Vec<_> = [0_usize, 1]
             .map(|rank| {
                 let mut link =
-                    ShmLink::new(Arc::clone(&region), board.clone(), rank, false).unwrap();
+                    ShmLink::new(Arc::clone(&region), board.clone(), layout, rank, false).unwrap();
                 let board = board.clone();
                 scope.spawn(move || {
                     let mut stepper = Stepper {

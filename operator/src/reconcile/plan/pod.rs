@@ -153,6 +153,7 @@ fn launch(
         model: model_file(&deployment.source).into(),
         served_name: deployment.served_name.clone(),
         tensor_parallel: deployment.tensor,
+        pipeline_parallel: deployment.pipeline,
         nodes: deployment.nodes,
         node_index: place.node,
         max_tokens: deployment.max_tokens,

@@ -17,6 +17,10 @@ struct Inputs<'a> {
     claim: Option<(&'a str, &'a str)>,
     image: Option<(&'a str, &'a str, Option<&'static str>)>,
     tensor: u32,
+    /// Written only where there are several stages: groups made before there were
+    /// any keep their revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pipeline: Option<u32>,
     nodes: u32,
     gpu: Option<&'a str>,
     cpu: &'a str,
@@ -48,6 +52,7 @@ pub fn revision(deployment: &ValidDeployment, settings: &WorkerSettings) -> Stri
         claim,
         image,
         tensor: deployment.tensor,
+        pipeline: (deployment.pipeline > 1).then_some(deployment.pipeline),
         nodes: deployment.nodes,
         gpu: deployment
             .gpu

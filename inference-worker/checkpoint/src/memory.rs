@@ -1,0 +1,358 @@
+//! How much memory ranks need, from the headers of a checkpoint alone.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use crate::advice::Limit;
+use crate::checkpoint::Checkpoint;
+use crate::config::LlamaConfig;
+use crate::error::ModelError;
+use crate::gguf::{Gguf, Value};
+use crate::layout::Layout;
+use crate::shard::Shard;
+use crate::slices::ModelSlices;
+
+const MIB: u64 = 1 << 20;
+/// Tokens for which the KV cache takes memory at a time.
+pub const PAGE_TOKENS: usize = 64;
+/// Tokens of a sequence whose attention is computed together.
+pub const ATTENTION_TILE_TOKENS: usize = 16;
+/// One process with nothing loaded: allocator, stacks, runtime, its share of the
+/// memory between ranks.
+const PROCESS_BYTES: u64 = 12 * MIB;
+/// The open header, for each token and merge of the vocabulary. Measured: 62.
+const HEADER_ENTRY_BYTES: u64 = 80;
+/// The tokenizer, likewise. Measured: 132.
+const TOKENIZER_ENTRY_BYTES: u64 = 180;
+/// Copies of a row of logits between the output head and the sampler.
+const LOGITS_COPIES: u64 = 4;
+/// Activations that are alive at once, in rows of each width (see
+/// [`activation_bytes`]), half as much again for what the allocator keeps.
+const ALLOCATOR_SHARE: (u64, u64) = (3, 2);
+
+/// The form of keys and values in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// Half precision.
+    #[default]
+    F16,
+    /// Full precision, for comparisons.
+    F32,
+}
+
+impl KvFormat {
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// Where ranks compute, as far as memory goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Processes on CPU cores, all of a pod in one memory limit.
+    Cpu {
+        /// Threads of each rank.
+        threads: usize,
+    },
+    /// One device a rank.
+    Device {
+        /// What context, communication, activations and graphs take of each.
+        runtime: u64,
+    },
+}
+
+/// What a plan is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryRequest {
+    /// How the ranks divide the model.
+    pub layout: Layout,
+    /// The ranks to plan: those of one pod, or all.
+    pub ranks: Range<usize>,
+    /// Where they compute.
+    pub target: Target,
+    /// Tokens that a sequence may have.
+    pub max_tokens: usize,
+    /// Tokens that one step computes at most.
+    pub step_tokens: usize,
+    /// The form of keys and values.
+    pub kv: KvFormat,
+}
+
+/// Memory of one rank. Bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RankPlan {
+    /// The rank.
+    pub rank: usize,
+    /// Weights that it keeps.
+    pub weights: u64,
+    /// Weights that it reads from files.
+    pub read: u64,
+    /// KV cache of each token in layers that attend to all tokens.
+    pub kv_bytes_per_token: u64,
+    /// KV cache of each token in layers that attend in chunks; they keep one
+    /// chunk at most.
+    pub chunked_kv_bytes_per_token: u64,
+    /// What one sequence takes besides its KV cache.
+    pub sequence_overhead: u64,
+    /// Process and activations.
+    pub reserve: u64,
+}
+
+/// Memory of the ranks of one pod, or of a whole group. Pages of files are not in
+/// it: the kernel takes them back when it needs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// By rank.
+    pub ranks: Vec<RankPlan>,
+    /// The process that starts the ranks and answers requests.
+    pub supervisor: u64,
+    /// Tokens that a sequence may have.
+    pub max_tokens: usize,
+    /// Tokens of an attention chunk, where layers attend in chunks.
+    pub chunk: Option<usize>,
+    /// Ranks of a stage that hold the same KV head.
+    pub kv_replicas: usize,
+    /// Whether one rank would compute the same bits.
+    pub is_canonical: bool,
+}
+
+impl RankPlan {
+    fn new(
+        checkpoint: &Checkpoint,
+        request: &MemoryRequest,
+        rank: usize,
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        let shard = Shard::new(config, request.layout, rank)?;
+        let slices = ModelSlices::locate(checkpoint, &shard)?;
+        let (full, chunked) = kv_bytes_per_token(config, &shard, request.kv);
+        let sees_logits = shard.is_last_stage() || rank == 0;
+        let logits = LOGITS_COPIES * (config.vocab * size_of::<f32>()) as u64;
+        let reserve = match request.target {
+            Target::Cpu { threads } => {
+                PROCESS_BYTES
+                    + header_entries(checkpoint) * HEADER_ENTRY_BYTES
+                    + activation_bytes(config, &shard, request, threads)
+            }
+            Target::Device { runtime } => runtime,
+        };
+        Ok(Self {
+            rank,
+            weights: slices.bytes(),
+            read: slices.read_bytes(),
+            kv_bytes_per_token: full,
+            chunked_kv_bytes_per_token: chunked,
+            sequence_overhead: match request.target {
+                Target::Cpu { .. } if sees_logits => logits,
+                Target::Cpu { .. } | Target::Device { .. } => 0,
+            },
+            reserve,
+        })
+    }
+
+    /// KV cache of a sequence of `tokens`.
+    pub fn kv_bytes(&self, tokens: usize, chunk: Option<usize>) -> u64 {
+        let pages = |tokens: usize| tokens.next_multiple_of(PAGE_TOKENS) as u64;
+        let kept = chunk.map_or(tokens, |chunk| tokens.min(chunk));
+        pages(tokens) * self.kv_bytes_per_token + pages(kept) * self.chunked_kv_bytes_per_token
+    }
+}
+
+impl MemoryPlan {
+    /// Plans the ranks.
+    ///
+    /// # Errors
+    /// Whatever loading the model would refuse: an unsupported model, a layout
+    /// that does not divide it, sequences longer than its context.
+    pub fn new(checkpoint: &Checkpoint, request: &MemoryRequest) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        check_context(config, request.max_tokens)?;
+        let ranks = request
+            .ranks
+            .clone()
+            .map(|rank| RankPlan::new(checkpoint, request, rank))
+            .collect::<Result<_, _>>()?;
+        let entries = HEADER_ENTRY_BYTES + TOKENIZER_ENTRY_BYTES;
+        Ok(Self {
+            ranks,
+            supervisor: match request.target {
+                Target::Cpu { .. } => PROCESS_BYTES + text_entries(checkpoint) * entries,
+                Target::Device { .. } => 0,
+            },
+            max_tokens: request.max_tokens,
+            chunk: config.chunk,
+            kv_replicas: Shard::new(config, request.layout, 0)?.kv_replicas(config),
+            is_canonical: config.agrees(request.layout.tensor),
+        })
+    }
+
+    /// Weights of all ranks.
+    pub fn weights(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.weights).sum()
+    }
+
+    /// Processes, tokenizer and activations of all ranks.
+    pub fn reserve(&self) -> u64 {
+        self.supervisor + self.ranks.iter().map(|rank| rank.reserve).sum::<u64>()
+    }
+
+    /// KV cache of one sequence of `tokens`, over all ranks.
+    pub fn kv_bytes(&self, tokens: usize) -> u64 {
+        let ranks = self.ranks.iter();
+        ranks.map(|rank| rank.kv_bytes(tokens, self.chunk)).sum()
+    }
+
+    fn sequence_overhead(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.sequence_overhead).sum()
+    }
+
+    fn sequence_bytes(&self, tokens: usize) -> u64 {
+        self.kv_bytes(tokens) + self.sequence_overhead()
+    }
+
+    /// Bytes for `sequences` of the longest length.
+    pub fn total(&self, sequences: usize) -> u64 {
+        let each = self.sequence_bytes(self.max_tokens);
+        self.weights() + self.reserve() + sequences as u64 * each
+    }
+
+    /// Sequences of `tokens` that fit a memory of `limit` bytes for all ranks.
+    pub fn sequences_within(&self, limit: u64, tokens: usize) -> usize {
+        let left = limit.saturating_sub(self.weights() + self.reserve());
+        count(left, self.sequence_bytes(tokens))
+    }
+
+    /// Sequences of `tokens` that fit where each rank has `limit` bytes of its own.
+    pub fn sequences_within_each(&self, limit: u64, tokens: usize) -> usize {
+        let of_rank = |rank: &RankPlan| {
+            let left = limit.saturating_sub(rank.weights + rank.reserve);
+            count(
+                left,
+                rank.kv_bytes(tokens, self.chunk) + rank.sequence_overhead,
+            )
+        };
+        self.ranks.iter().map(of_rank).min().unwrap_or(0)
+    }
+
+    /// Tokens, in whole pages, that fit where each rank has `limit` bytes of its
+    /// own and layers keep all tokens of a sequence.
+    pub fn tokens_within_each(&self, limit: u64) -> u64 {
+        let of_rank = |rank: &RankPlan| {
+            let left = limit.saturating_sub(rank.weights + rank.reserve);
+            let page = rank.kv_bytes(PAGE_TOKENS, None);
+            left.checked_div(page).unwrap_or(u64::MAX)
+        };
+        let pages = self.ranks.iter().map(of_rank).min().unwrap_or(0);
+        pages.saturating_mul(PAGE_TOKENS as u64)
+    }
+
+    /// Sequences that fit `limit` bytes, at least one.
+    ///
+    /// # Errors
+    /// `InsufficientMemory` when not one fits, with the numbers and with what
+    /// would.
+    pub fn check(&self, limit: u64) -> Result<usize, ModelError> {
+        match self.sequences_within(limit, self.max_tokens) {
+            0 => Err(ModelError::Memory(self.refusal(limit))),
+            sequences => Ok(sequences),
+        }
+    }
+
+    fn refusal(&self, limit: u64) -> String {
+        let mib = |bytes: u64| bytes.div_ceil(MIB);
+        let needed = mib(self.total(1));
+        let ranks = match self.ranks.len() {
+            1 => "1 rank".to_owned(),
+            ranks => format!("{ranks} ranks"),
+        };
+        let shorter = match Limit::Together(limit).longest(self, self.max_tokens) {
+            0 => String::new(),
+            tokens => format!(" or lower spec.context.maxTokens to {tokens}"),
+        };
+        format!(
+            "needs {needed} MiB ({ranks}: weights {} MiB, KV cache of one sequence of {} tokens {} MiB, reserve {} MiB), the limit is {} MiB; raise spec.resources.memory to {needed}Mi{shorter}",
+            mib(self.weights()),
+            self.max_tokens,
+            mib(self.kv_bytes(self.max_tokens)),
+            mib(self.reserve() + self.sequence_overhead()),
+            limit / MIB,
+        )
+    }
+}
+
+fn count(left: u64, each: u64) -> usize {
+    let count = left.checked_div(each).unwrap_or(u64::MAX);
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+/// Bytes of the cache for one token on the rank of `shard`: in the layers that
+/// attend to all tokens, and in those that attend in chunks.
+pub fn kv_bytes_per_token(config: &LlamaConfig, shard: &Shard, kv: KvFormat) -> (u64, u64) {
+    let layer = 2 * shard.kv_heads.len() * config.head_dim * kv.bytes();
+    let layers = &config.layers[shard.layers.clone()];
+    let chunked = layers.iter().filter(|kind| kind.chunked).count();
+    (
+        ((layers.len() - chunked) * layer) as u64,
+        (chunked * layer) as u64,
+    )
+}
+
+/// A sequence longer than the model was trained for would be answered with
+/// nonsense.
+///
+/// # Errors
+/// `InvalidLayout`.
+pub fn check_context(config: &LlamaConfig, max_tokens: usize) -> Result<(), ModelError> {
+    if max_tokens == 0 || max_tokens > config.context_length {
+        return Err(ModelError::Layout(format!(
+            "sequences of {max_tokens} tokens: the model takes 1 to {}",
+            config.context_length
+        )));
+    }
+    Ok(())
+}
+
+/// Strings that an open header keeps: a GGUF's vocabulary and merges.
+fn header_entries(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.gguf().map_or(0, gguf_entries)
+}
+
+/// Strings that a tokenizer keeps. Vocabularies of byte-level BPE have about as
+/// many merges as tokens.
+fn text_entries(checkpoint: &Checkpoint) -> u64 {
+    checkpoint
+        .gguf()
+        .map_or_else(|| 2 * checkpoint.config().vocab as u64, gguf_entries)
+}
+
+fn gguf_entries(gguf: &Gguf) -> u64 {
+    gguf.metadata()
+        .values()
+        .map(|value| match value {
+            Value::TextList(list) => list.len() as u64,
+            _ => 0,
+        })
+        .sum()
+}
+
+/// Activations of the widest point of a layer, and the scores of the attention
+/// tiles that the threads compute.
+fn activation_bytes(
+    config: &LlamaConfig,
+    shard: &Shard,
+    request: &MemoryRequest,
+    threads: usize,
+) -> u64 {
+    let query = shard.heads.len() * config.head_dim;
+    let kv = shard.kv_heads.len() * config.head_dim;
+    let experts = shard.expert_ffn.len() + shard.shared_ffn.len();
+    let row = 4 * config.hidden + 3 * query + 3 * kv + 4 * shard.ffn.len().max(experts);
+    let scores = threads * ATTENTION_TILE_TOKENS * config.group() * request.max_tokens;
+    let bytes = ((request.step_tokens * row + scores) * size_of::<f32>()) as u64;
+    bytes * ALLOCATOR_SHARE.0 / ALLOCATOR_SHARE.1
+}
