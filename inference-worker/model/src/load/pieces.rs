@@ -16,9 +16,9 @@ use crate::buffer::Buffer;
 const READERS: usize = 4;
 /// Bytes of a matrix that one piece fills.
 const PIECE_BYTES: usize = 4 << 20;
-/// Shorter stretches are read together with what lies between them: the system
-/// reads whole pages anyway.
-const SHORT_STRETCH: u64 = 4096;
+/// Shorter stretches are read together with what lies between them, which takes less
+/// time than a call for each.
+const SHORT_STRETCH: u64 = 512;
 /// Bytes that are read at once where stretches are read together.
 const SPAN_BYTES: u64 = 1 << 20;
 /// Columns that are turned into rows together.
@@ -33,6 +33,15 @@ struct Piece<'a> {
     slice: &'a MatrixSlice,
     rows: Range<usize>,
     out: &'a mut [u8],
+}
+
+impl Piece<'_> {
+    /// The file that it is read from, and where there.
+    fn start(&self) -> Option<(usize, u64)> {
+        let place = *self.slice.source.places().first()?;
+        let stretches = RowStretches::new(place, self.slice.rows);
+        Some((stretches.file, stretches.at(self.rows.start)))
+    }
 }
 
 /// Fills each buffer with the rows of its slice.
@@ -51,6 +60,7 @@ pub(super) fn fill(
     for (slice, buffer) in slices.iter().zip(buffers) {
         cut(slice, buffer, &mut pieces);
     }
+    pieces.sort_by_cached_key(Piece::start);
     let queue = Mutex::new(pieces.into_iter());
     let (done, failed) = (AtomicU64::new(0), AtomicBool::new(false));
     let work = || -> Result<(), ModelError> {
@@ -115,6 +125,11 @@ impl RowStretches {
             len,
             stride: if one { len } else { region.stride },
         }
+    }
+
+    /// Where row `row` begins.
+    fn at(&self, row: usize) -> u64 {
+        self.start + row as u64 * self.stride
     }
 }
 
@@ -209,19 +224,15 @@ impl Files {
         out: &mut [u8],
     ) -> Result<(), ModelError> {
         let RowStretches {
-            file,
-            start,
-            len,
-            stride,
+            file, len, stride, ..
         } = stretches;
-        let at = |row: usize| start + row as u64 * stride;
         if len == stride {
-            return self.read(file, at(range.start), out);
+            return self.read(file, stretches.at(range.start), out);
         }
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if len as u64 >= SHORT_STRETCH {
             for (row, out) in range.zip(out.chunks_mut(len)) {
-                self.read(file, at(row), out)?;
+                self.read(file, stretches.at(row), out)?;
             }
             return Ok(());
         }
@@ -231,7 +242,11 @@ impl Files {
         for (number, out) in out.chunks_mut(together * len).enumerate() {
             let rows = out.len() / len;
             span.resize((rows - 1) * stride + len, 0);
-            self.read(file, at(range.start + number * together), &mut span)?;
+            self.read(
+                file,
+                stretches.at(range.start + number * together),
+                &mut span,
+            )?;
             for (out, row) in out.chunks_mut(len).zip(span.chunks(stride)) {
                 out.copy_from_slice(&row[..len]);
             }
