@@ -16,10 +16,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test unit e2e lint fmt generate images bench-worker toolchain
+.PHONY: help demo demo-down test unit e2e check-cuda lint fuzz fmt generate images toolchain \
+	bench-worker bench-perplexity bench-load bench-memory
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## From a fresh machine to a chat answer of a real model on a real cluster
 	@e2e/toolchain.sh base
@@ -37,9 +38,16 @@ unit: ## Tests that need no cluster
 e2e: ## End-to-end tests on a local cluster (root on Linux, or Docker with kind)
 	@e2e/run-tests.sh e2e
 
+check-cuda: ## Compile and link the worker with CUDA and NCCL; runs on machines without a GPU
+	@e2e/toolchain.sh cuda
+	@e2e/cuda/check.sh
+
 lint: ## Formatting, clippy, dependency rules, shell scripts, documentation
 	@e2e/toolchain.sh lint
 	@e2e/lint.sh
+
+fuzz: ## Fuzz the parsers of untrusted files for a minute each; needs a nightly Rust
+	@inference-worker/fuzz/run.sh
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
@@ -53,6 +61,16 @@ images: ## Build the container images as archives under target/images
 
 bench-worker: $(MODEL) ## Tokens per second of one worker, as JSON
 	@$(CARGO) run --quiet --release -p llama-model --example decode_speed -- $(MODEL)
+
+bench-perplexity: $(MODEL) ## Perplexity on TEXT=FILE, ours and llama.cpp's (CHUNKS=40), as JSON
+	@e2e/toolchain.sh bench
+	@e2e/bench.sh perplexity $(MODEL) $(or $(TEXT),"") $(or $(CHUNKS),40)
+
+bench-load: ## Loading 2.5 GB cold, against dd (REPEATS=3), as JSON
+	@e2e/bench.sh load $(or $(REPEATS),3)
+
+bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=8192), as JSON
+	@e2e/bench.sh memory $(MODEL) $(or $(TOKENS),8192)
 
 $(MODEL):
 	@e2e/fetch-model.sh $@

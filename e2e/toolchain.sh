@@ -6,6 +6,8 @@
 #   toolchain.sh base    compilers and package clients: enough for `make demo`
 #   toolchain.sh test    base and the test runner
 #   toolchain.sh lint    base and the dependency checker
+#   toolchain.sh bench   base and what llama.cpp is built with
+#   toolchain.sh cuda    what a build with CUDA needs
 #   toolchain.sh path    prints the folders that hold what it installed
 set -euo pipefail
 
@@ -115,7 +117,16 @@ cargo_tool() { # program version
 case ${1:-} in
 base) packages; rust; go_compiler ;;
 test) packages; rust; go_compiler; cargo_tool cargo-nextest "$NEXTEST_VERSION" ;;
+bench)
+    packages
+    rust
+    missing=()
+    have c++ || missing+=(g++)
+    have cmake || missing+=(cmake)
+    [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+    ;;
 lint) packages; have shellcheck || apt_install shellcheck; rust; cargo_tool cargo-deny "$DENY_VERSION" ;;
+cuda) packages; have g++ || apt_install g++; rust ;;
 path) printf '%s' "$TOOLS/bin" ;;
-*) fail "say what for: base, test, lint or path" ;;
+*) fail "say what for: base, test, lint, bench, cuda or path" ;;
 esac

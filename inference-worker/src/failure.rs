@@ -70,6 +70,9 @@ impl Failure {
     pub fn of_collective(error: &CollectiveError) -> Option<Self> {
         let (category, rank) = match error {
             CollectiveError::Aborted { .. } => return None,
+            CollectiveError::Transport { .. } => {
+                return Some(Self::new(FailureCategory::PeerLost, error.to_string()));
+            }
             CollectiveError::Silent { rank, .. } => (FailureCategory::RankSilent, *rank),
             CollectiveError::PeerLost { rank, .. } => (FailureCategory::PeerLost, *rank),
             CollectiveError::OutOfStep { rank, .. } => (FailureCategory::PlanMismatch, *rank),

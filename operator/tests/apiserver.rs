@@ -208,6 +208,7 @@ async fn install_crd(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
     let both = json!({"claimName": "c", "path": "m.gguf"});
     let cases = [

@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use crate::config::quantization::Quantization;
 use crate::config::{self, HuggingFace, LlamaConfig};
 use crate::error::ModelError;
+use crate::foreign::{listed, parser_said, read_text, shown};
 use crate::format::Format;
 use crate::gguf::Gguf;
 use crate::layout::Layout;
 use crate::names::Names;
-use crate::safetensors::{INDEX, SINGLE, Tensors, WeightFile, read_text};
+use crate::safetensors::{INDEX, SINGLE, Tensors, WeightFile};
 use crate::shard::Shard;
 use crate::slices::ModelSlices;
 use crate::stored::{StoredTensor, StoredType};
@@ -22,7 +23,9 @@ pub const CONFIG: &str = "config.json";
 /// Says that a folder holds a model cut for the ranks of one layout.
 pub const SHARDS: &str = "llama-shards.json";
 /// More than any `config.json` needs.
-const CONFIG_LIMIT: u64 = 16 << 20;
+const CONFIG_LIMIT: u64 = 1 << 20;
+/// A manifest names every tensor of every rank, with its digest.
+const MANIFEST_LIMIT: u64 = 256 << 20;
 /// Version of the form of [`ShardManifest`].
 const SHARDS_VERSION: u32 = 1;
 /// Ranks that a model may be cut for.
@@ -86,8 +89,15 @@ pub struct ShardManifest {
     pub names: Names,
     /// By rank, in the same folder.
     pub files: Vec<String>,
-    /// By rank, the BLAKE3 hash of each tensor's bytes.
+    /// By rank, the BLAKE3 hash of each tensor's bytes; may be left out.
+    #[serde(default)]
     pub digests: Vec<BTreeMap<String, String>>,
+}
+
+/// What every version of [`ShardManifest`] holds.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
 }
 
 impl ShardManifest {
@@ -175,7 +185,8 @@ impl Checkpoint {
             Some("float32") => Format::F32,
             Some(other) => {
                 return Err(ModelError::Unsupported(format!(
-                    "{file}: dtype is \"{other}\"; random weights are \"bfloat16\", \"float16\" or \"float32\""
+                    "{file}: dtype is \"{}\"; random weights are \"bfloat16\", \"float16\" or \"float32\"",
+                    shown(other)
                 )));
             }
         };
@@ -256,58 +267,45 @@ impl Checkpoint {
 
     fn shards(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join(SHARDS);
-        let shown = path.display();
-        let manifest: ShardManifest = serde_json::from_str(&read_text(&path, CONFIG_LIMIT)?)
-            .map_err(|error| ModelError::Invalid(format!("{shown} is damaged: {error}")))?;
-        let world = manifest.layout.world();
-        if manifest.version != SHARDS_VERSION {
-            return Err(ModelError::Unsupported(format!(
-                "{shown} has version {}; this worker reads version {SHARDS_VERSION}",
-                manifest.version
-            )));
-        }
-        if world != manifest.files.len()
-            || world != manifest.digests.len()
-            || world == 0
-            || world > MAX_RANKS
-        {
-            return Err(ModelError::Invalid(format!(
-                "{shown} names {} files and digests of {} for {world} ranks",
-                manifest.files.len(),
-                manifest.digests.len()
-            )));
-        }
+        let ShardManifest {
+            layout,
+            config,
+            names,
+            files: listing,
+            digests,
+            ..
+        } = read_manifest(&path)?;
         let mut shards = Shards {
-            layout: manifest.layout,
+            layout,
             by_rank: Vec::new(),
-            digests: manifest.digests,
+            digests,
         };
         let mut files = Vec::new();
-        for (rank, name) in manifest.files.iter().enumerate() {
-            if Path::new(name).components().count() != 1 || name.starts_with('.') {
-                return Err(ModelError::Invalid(format!(
-                    "{shown} names the file \"{}\", expected a name in the same folder",
-                    name.escape_debug()
-                )));
-            }
+        for (rank, name) in listing.iter().enumerate() {
             let mut tensors = Tensors::default();
-            tensors.add(&folder.join(name))?;
+            tensors.add(&listed(&path, name)?)?;
             files.append(&mut tensors.files);
             for tensor in tensors.by_name.values_mut() {
                 tensor.file = rank;
             }
             shards.by_rank.push(tensors.by_name);
         }
-        Ok(Self {
+        let checkpoint = Self {
             path: folder.to_owned(),
             files,
             tensors: BTreeMap::new(),
             content: Content::Shards(shards),
-            config: manifest.config.check(&shown.to_string())?,
+            config,
             quantization: Quantization::default(),
-            names: manifest.names,
+            names,
             gguf: None,
-        })
+        };
+        for rank in 0..layout.world() {
+            let shard = Shard::new(&checkpoint.config, layout, rank)
+                .map_err(|error| checkpoint.invalid(&error.to_string()))?;
+            ModelSlices::locate(&checkpoint, &shard)?;
+        }
+        Ok(checkpoint)
     }
 
     /// What was opened: a file, or a folder.
@@ -407,4 +405,34 @@ fn read_config(folder: &Path) -> Result<(HuggingFace, String), ModelError> {
     let shown = path.display().to_string();
     let found = config::parse(&shown, &read_text(&path, CONFIG_LIMIT)?)?;
     Ok((found, shown))
+}
+
+/// What the manifest at `path` says. Its numbers are checked, its files are not.
+fn read_manifest(path: &Path) -> Result<ShardManifest, ModelError> {
+    let file = path.display();
+    let damaged = |error: serde_json::Error| {
+        ModelError::Invalid(format!("{file} is damaged: {}", parser_said(&error)))
+    };
+    let text = read_text(path, MANIFEST_LIMIT)?;
+    let Version { version } = serde_json::from_str(&text).map_err(damaged)?;
+    if version != SHARDS_VERSION {
+        return Err(ModelError::Unsupported(format!(
+            "{file} has version {version}; this worker reads version {SHARDS_VERSION}"
+        )));
+    }
+    let manifest: ShardManifest = serde_json::from_str(&text).map_err(damaged)?;
+    let (Layout { tensor, pipeline }, files) = (manifest.layout, manifest.files.len());
+    if tensor.checked_mul(pipeline) != Some(files) || !(1..=MAX_RANKS).contains(&files) {
+        return Err(ModelError::Invalid(format!(
+            "{file} names {files} files for tensor parallel {tensor} and pipeline parallel {pipeline}"
+        )));
+    }
+    let digests = manifest.digests.len();
+    if digests != 0 && digests != files {
+        return Err(ModelError::Invalid(format!(
+            "{file} names {files} files and digests of {digests}"
+        )));
+    }
+    let config = manifest.config.check(&file.to_string())?;
+    Ok(ShardManifest { config, ..manifest })
 }

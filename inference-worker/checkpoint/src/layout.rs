@@ -25,7 +25,7 @@ impl Layout {
 
     /// Ranks of the group.
     pub fn world(self) -> usize {
-        self.tensor * self.pipeline
+        self.tensor.saturating_mul(self.pipeline)
     }
 
     /// The stage of `rank`, from 0.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod error;
 #[doc(hidden)]
 pub mod fixture;
+mod foreign;
 pub mod format;
 pub mod gguf;
 pub mod layout;

@@ -1,7 +1,14 @@
 //! Slices and memory of the models that this machine cannot hold, from headers
 //! alone.
 
-#![allow(clippy::expect_used, clippy::panic, reason = "tests may fail")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_in_result,
+    clippy::too_many_lines,
+    clippy::type_complexity,
+    reason = "tests may fail, and tables of cases are long"
+)]
 
 mod synthetic;
 

@@ -2,6 +2,8 @@
 
 use llama_checkpoint::Layout;
 
+use crate::device::TensorCollective;
+
 /// A collective operation that did not happen. The group is over: no rank may
 /// go on after one of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +36,14 @@ pub enum CollectiveError {
         /// The peer that differs.
         rank: usize,
         /// What differs.
+        reason: String,
+    },
+    /// The transport failed and does not say whose fault it is.
+    #[error("{operation} failed: {reason}")]
+    Transport {
+        /// What was being done.
+        operation: String,
+        /// What the transport said.
         reason: String,
     },
 }
@@ -85,6 +95,12 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
     fn receive_previous(&mut self, data: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// The operations on tensors that stay on their devices, where this backend
+    /// has them.
+    fn on_device(&mut self) -> Option<&mut dyn TensorCollective> {
+        None
+    }
 }
 
 /// The group of one rank.

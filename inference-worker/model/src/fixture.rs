@@ -274,6 +274,11 @@ fn put_tokenizer(gguf: &mut GgufWriter) {
     gguf.set("tokenizer.ggml.tokens", Value::TextList(vocabulary));
 }
 
+/// The bytes of a random matrix; the same seed makes the same.
+pub fn random_matrix(format: Format, columns: usize, rows: usize, seed: u64) -> Vec<u8> {
+    Noise(seed).matrix(format, columns, rows)
+}
+
 /// Random numbers: `SplitMix64`.
 struct Noise(u64);
 

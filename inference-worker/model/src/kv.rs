@@ -122,16 +122,6 @@ impl KvCache {
         self.slots[slot].tokens
     }
 
-    /// Whether the sequence in `slot` can go on behind its first `keep` tokens: all
-    /// that the next token attends to must still be there.
-    pub(crate) fn can_keep(&self, slot: usize, keep: usize) -> bool {
-        let tokens = self.tokens(slot);
-        let is_there = |chunk: usize| {
-            keep.is_multiple_of(chunk) || keep / chunk == (tokens.max(1) - 1) / chunk
-        };
-        keep <= tokens && self.chunk.is_none_or(is_there)
-    }
-
     /// Keeps the first `keep` tokens of `slot` and makes room for `add` behind
     /// them, which the caller writes next.
     pub(crate) fn extend(&mut self, slot: usize, keep: usize, add: usize) {
@@ -308,10 +298,5 @@ mod tests {
         let mut cache = cache(KvFormat::F32, 1, 1, 300);
         cache.extend(0, 0, 100);
         assert_eq!((cache.place(0, 99), cache.place(1, 99)), (99, 3));
-        assert!(cache.can_keep(0, 100) && cache.can_keep(0, 97) && cache.can_keep(0, 96));
-        // Tokens before the chunk of the last one are gone in the second layer.
-        assert!(!cache.can_keep(0, 95) && !cache.can_keep(0, 101) && cache.can_keep(0, 0));
-        cache.extend(0, 100, 92);
-        assert!(cache.can_keep(0, 192) && cache.can_keep(0, 96));
     }
 }

@@ -8,6 +8,7 @@ mod attention;
 mod buffer;
 pub mod collective;
 pub mod cut;
+pub mod device;
 mod experts;
 #[doc(hidden)]
 pub mod fixture;
@@ -31,6 +32,7 @@ pub use llama_checkpoint::{
 };
 
 pub use collective::{Collective, CollectiveError, LocalCollective};
+pub use device::DeviceLlama;
 pub use linear::Linear;
 pub use llama::{Llama, LoadOptions};
 pub use step::{Segment, StepError, StepModel, Wanted};

@@ -1,7 +1,6 @@
 //! A Llama model's forward pass on one rank.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use crate::linear::{Linear, Matrix};
 use crate::load::{self, LoadedFeedForward, LoadedNetwork};
 use crate::ops::{Reduce, RmsNorm};
 use crate::rope::Rope;
-use crate::step::{Segment, StepError, StepModel, Wanted};
+use crate::step::{Segment, StepError, StepLimits, StepModel, wanted_rows};
 use crate::threads::Threads;
 
 /// How a rank loads its part of a model.
@@ -203,57 +202,13 @@ impl Llama {
 
     /// Refuses what no rank may begin, before the first collective.
     fn check(&self, segments: &[Segment]) -> Result<(), StepError> {
-        let invalid = |text: String| Err(StepError::Invalid(text));
-        let mut slots = BTreeSet::new();
-        for Segment {
-            slot,
-            start,
-            tokens,
-            ..
-        } in segments
-        {
-            let (slot, start) = (*slot as usize, *start as usize);
-            if slot >= self.cache.slots() {
-                return invalid(format!("slot {slot} of {}", self.cache.slots()));
-            }
-            if !slots.insert(slot) {
-                return invalid(format!("slot {slot} occurs twice"));
-            }
-            if tokens.is_empty() {
-                return invalid(format!("no tokens for slot {slot}"));
-            }
-            if !self.cache.can_keep(slot, start) {
-                return invalid(format!(
-                    "slot {slot} goes on at position {start} but has {} tokens{}",
-                    self.cache.tokens(slot),
-                    self.kept()
-                ));
-            }
-            if start + tokens.len() > self.cache.max_tokens() {
-                return invalid(format!(
-                    "slot {slot} would have {} tokens, the limit is {}",
-                    start + tokens.len(),
-                    self.cache.max_tokens()
-                ));
-            }
-            if let Some(token) = tokens
-                .iter()
-                .find(|token| **token as usize >= self.config.vocab)
-            {
-                return invalid(format!(
-                    "token {token} is not in the vocabulary of {}",
-                    self.config.vocab
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn kept(&self) -> String {
-        let chunk = self.config.chunk;
-        chunk.map_or_else(String::new, |chunk| {
-            format!(", of which some layers keep the last chunk of {chunk}")
-        })
+        let limits = StepLimits {
+            slots: self.cache.slots(),
+            max_tokens: self.cache.max_tokens(),
+            vocab: self.config.vocab,
+            chunk: self.config.chunk,
+        };
+        limits.check(segments, |slot| self.cache.tokens(slot))
     }
 
     /// The residual stream where this stage begins: rows of the embedding, of which
@@ -354,20 +309,4 @@ impl StepModel for Llama {
         let threads = Arc::clone(&self.threads);
         threads.run(|| self.compute(segments, &Reduce::new(collective)))
     }
-}
-
-/// Rows of the tokens whose logits are wanted.
-fn wanted_rows(segments: &[Segment]) -> Vec<u32> {
-    let mut wanted = Vec::new();
-    let mut start = 0_u32;
-    for segment in segments {
-        let end = start + u32::try_from(segment.tokens.len()).unwrap_or(u32::MAX);
-        match segment.logits {
-            Wanted::None => {}
-            Wanted::Last => wanted.push(end - 1),
-            Wanted::All => wanted.extend(start..end),
-        }
-        start = end;
-    }
-    wanted
 }

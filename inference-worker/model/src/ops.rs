@@ -9,7 +9,7 @@ use candle_core::{
 
 use crate::collective::{Collective, CollectiveError};
 use crate::kernels::{self, Isa};
-use crate::step::StepError;
+use crate::step::{StepError, join_columns};
 
 /// The values of a contiguous f32 tensor.
 pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -181,16 +181,7 @@ impl<'a> Reduce<'a> {
         self.collective
             .borrow_mut()
             .all_gather(&part, &lens, &mut all)?;
-        let mut whole = vec![Vec::with_capacity(columns); rows];
-        let mut rest = all.as_slice();
-        for range in ranges.iter().filter(|range| !range.is_empty()) {
-            let (part, behind) = rest.split_at(range.len() * rows);
-            for (row, part) in whole.iter_mut().zip(part.chunks_exact(range.len())) {
-                row.extend_from_slice(part);
-            }
-            rest = behind;
-        }
-        Ok(whole)
+        Ok(join_columns(&all, ranges, rows))
     }
 }
 

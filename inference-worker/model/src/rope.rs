@@ -36,6 +36,11 @@ impl Rope {
         }
     }
 
+    /// Angle a position, for each pair.
+    pub(crate) fn steps(&self) -> &[f64] {
+        &self.steps
+    }
+
     /// Cosine and sine of each pair at `position`.
     #[expect(clippy::cast_possible_truncation, reason = "heads are turned in f32")]
     pub(crate) fn turns(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {

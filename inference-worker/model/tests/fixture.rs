@@ -199,7 +199,7 @@ fn models_that_this_crate_does_not_compute_are_refused_by_name() {
             vec![0; 4]
         ))),
         (
-            "1 tensors are not part of a Llama model that this worker computes: blk.0.attn_q.bias"
+            "1 tensor is not part of a Llama model that this worker computes: blk.0.attn_q.bias"
                 .to_owned(),
             unsupported
         )

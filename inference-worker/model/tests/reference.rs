@@ -5,8 +5,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
+use common::reference::{folder, open, reference};
 use common::{Setup, all_logits, greedy, max_difference, on_ranks};
 use llama_model::checkpoint::LoadFormat;
 use llama_model::cut::write_shards;
@@ -14,51 +13,7 @@ use llama_model::memory::KvFormat;
 use llama_model::shard::possible_tensor_sizes;
 use llama_model::slices::ModelSlices;
 use llama_model::{Checkpoint, Layout, Llama, LoadOptions, Shard};
-use safetensors::SafeTensors;
 use tempfile::TempDir;
-
-/// What the reference computes.
-struct Reference {
-    tokens: Vec<u32>,
-    logits: Vec<Vec<f32>>,
-    greedy: Vec<u32>,
-}
-
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/reference")
-        .join(name)
-}
-
-fn reference(name: &str) -> Reference {
-    let bytes = std::fs::read(folder(name).join("reference.safetensors")).expect("is there");
-    let tensors = SafeTensors::deserialize(&bytes).expect("reads");
-    let ids = |name: &str| -> Vec<u32> {
-        let data = tensors.tensor(name).expect("is there");
-        data.data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|id| u32::try_from(i64::from_le_bytes(*id)).expect("a token"))
-            .collect()
-    };
-    let logits = tensors.tensor("logits").expect("is there");
-    let values: Vec<f32> = logits
-        .data()
-        .as_chunks()
-        .0
-        .iter()
-        .map(|value| f32::from_le_bytes(*value))
-        .collect();
-    Reference {
-        tokens: ids("tokens"),
-        logits: values
-            .chunks(logits.shape()[1])
-            .map(<[f32]>::to_vec)
-            .collect(),
-        greedy: ids("greedy"),
-    }
-}
 
 fn exact(layout: Layout) -> Setup {
     Setup {
@@ -67,10 +22,6 @@ fn exact(layout: Layout) -> Setup {
         max_tokens: 512,
         kv: KvFormat::F32,
     }
-}
-
-fn open(name: &str) -> Checkpoint {
-    Checkpoint::open(&folder(name), LoadFormat::Auto).expect("opens")
 }
 
 /// The logits of all tokens and 256 greedy ones are those of the reference.

@@ -7,13 +7,14 @@
 //! | several pods of several ranks, where the order of sums allows | [`hier::HierLink`] |
 //! | several pods | [`tcp::TcpLink`] |
 //!
-//! [`seat::Seat`] chooses. All give bitwise the same sums: those of
+//! [`nccl`] adds sums between CUDA devices to any of them. [`seat::Seat`] chooses. All give bitwise the same sums: those of
 //! [`llama_model::order`] over the ranks' parts.
 
 pub mod board;
 #[cfg(test)]
 mod fixtures;
 pub mod hier;
+pub mod nccl;
 mod patience;
 pub mod placement;
 pub mod region;

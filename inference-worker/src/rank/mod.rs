@@ -1,6 +1,7 @@
 //! One rank of a group: a child process of the pod's supervisor.
 
 pub mod args;
+mod compute;
 pub mod engine;
 pub mod plan;
 
@@ -13,10 +14,11 @@ use std::time::{Duration, Instant};
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
-use llama_model::{Checkpoint, Llama, LoadOptions, ModelError};
+use llama_model::{Checkpoint, LoadOptions, ModelError, StepModel};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use self::args::RankArgs;
+use self::compute::Compute;
 use self::engine::{Engine, EngineError};
 use self::plan::Stepper;
 use crate::comm::board::Board;
@@ -36,9 +38,7 @@ pub const STEP_TOKENS: u32 = 256;
 const INBOX: usize = 1024;
 /// How long the front may take no token before rank 0 gives up.
 const FRONT_LIMIT: Duration = Duration::from_secs(10);
-/// Type of the activations, on which ranks must agree.
-const COMPUTE_TYPE: &str = "f32";
-/// Type of cached keys and values, likewise.
+/// Type of cached keys and values, on which ranks must agree.
 const KV_TYPE: &str = "f16";
 
 /// A rank that ended before it was told to.
@@ -151,9 +151,14 @@ impl RankProcess<'_> {
         let model_error = |error: ModelError| of_model(&error).at_rank(self.args.rank);
         let model = &self.args.launch.model;
         let checkpoint = Checkpoint::open(model, LoadFormat::Auto).map_err(model_error)?;
-        let (mut link, slots) = self.connect(token)?;
+        let compute = Compute::open(self.args.launch.device, self.local)
+            .map_err(|failure| failure.at_rank(self.args.rank))?;
+        let (link, slots) = self.connect(&compute, token)?;
+        let mut link = compute.connect(link, &self.board)?;
         self.board.set_phase(self.local, RankPhase::LoadingWeights);
-        let mut model = self.load(&checkpoint, slots).map_err(model_error)?;
+        let mut model = self
+            .load(&compute, &checkpoint, slots)
+            .map_err(model_error)?;
         drop(checkpoint);
 
         // Ranks load at their own pace; nobody computes before all are there.
@@ -169,7 +174,7 @@ impl RankProcess<'_> {
         tracing::info!(rank = self.args.rank, slots, "rank is ready");
 
         let stepper = Stepper {
-            model: &mut model,
+            model: model.as_mut(),
             link: link.as_mut(),
             board: &self.board,
             local: self.local,
@@ -190,10 +195,14 @@ impl RankProcess<'_> {
 
     /// The link that fits the group's shape, and the sequences that all pods have
     /// memory for.
-    fn connect(&self, token: Option<String>) -> Result<(Box<dyn Link>, u32), Failure> {
+    fn connect(
+        &self,
+        compute: &Compute,
+        token: Option<String>,
+    ) -> Result<(Box<dyn Link>, u32), Failure> {
         let (mut slots, mut connections) = (self.args.slots, Vec::new());
         if self.args.launch.nodes > 1 {
-            let mesh = self.meet(token)?;
+            let mesh = self.meet(compute, token)?;
             slots = mesh.slots();
             tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
             let nodes = mesh.members.into_iter().map(|member| member.node).collect();
@@ -218,7 +227,7 @@ impl RankProcess<'_> {
     }
 
     /// Meets the ranks of the other pods.
-    fn meet(&self, token: Option<String>) -> Result<Mesh, Failure> {
+    fn meet(&self, compute: &Compute, token: Option<String>) -> Result<Mesh, Failure> {
         let launch = &self.args.launch;
         let configuration = |what: &str| Failure::new(FailureCategory::InvalidConfiguration, what);
         let address = launch
@@ -234,7 +243,7 @@ impl RankProcess<'_> {
                 placement: self.placement,
                 digest: self.args.digest.clone(),
                 max_tokens: launch.max_tokens.unwrap_or(0),
-                compute: COMPUTE_TYPE.to_owned(),
+                compute: compute.name().to_owned(),
                 kv: KV_TYPE.to_owned(),
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
@@ -262,7 +271,12 @@ impl RankProcess<'_> {
         })
     }
 
-    fn load(&self, checkpoint: &Checkpoint, slots: u32) -> Result<Llama, ModelError> {
+    fn load(
+        &self,
+        compute: &Compute,
+        checkpoint: &Checkpoint,
+        slots: u32,
+    ) -> Result<Box<dyn StepModel>, ModelError> {
         let launch = &self.args.launch;
         let options = LoadOptions {
             layout: self.placement.layout,
@@ -274,7 +288,7 @@ impl RankProcess<'_> {
             verify: self.args.verify_digests,
         };
         let (board, started) = (&self.board, Instant::now());
-        Llama::load(checkpoint, &options, &|done, total| {
+        compute.load(checkpoint, &options, &|done, total| {
             board.set_load(self.local, done, total, started.elapsed());
         })
     }

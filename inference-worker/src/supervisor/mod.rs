@@ -4,6 +4,7 @@
 pub mod args;
 mod cause;
 mod children;
+mod devices;
 mod preflight;
 mod serving;
 mod state;

@@ -1,13 +1,14 @@
 //! What is checked before any rank starts, so that wrong input ends the pod
 //! within seconds and with a name.
 
-use llama_contract::{Device, FailureCategory, LaunchArgs};
+use llama_contract::{FailureCategory, LaunchArgs};
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::{KvFormat, Target};
 use llama_model::text::{ChatTemplate, ModelText, Tokenizer};
 use llama_model::{Checkpoint, Layout, LlamaConfig, MemoryPlan, MemoryRequest};
 
 use super::args::ServeArgs;
+use super::devices;
 use crate::cgroup::{Cgroup, usable_cores};
 use crate::digest::digest;
 use crate::failure::{Failure, of_model};
@@ -43,6 +44,7 @@ pub(super) fn prepare(
 ) -> Result<Prepared, Failure> {
     let mut launch = args.launch.clone();
     let ranks_here = check_flags(&launch, has_token)?;
+    let device_memory = devices::memory(&launch, ranks_here)?;
     let checkpoint =
         Checkpoint::open(&launch.model, LoadFormat::Auto).map_err(|error| of_model(&error))?;
     for warning in checkpoint.warnings() {
@@ -61,8 +63,13 @@ pub(super) fn prepare(
                 pipeline: launch.pipeline_parallel as usize,
             },
             ranks: first_rank as usize..(first_rank + ranks_here) as usize,
-            target: Target::Cpu {
-                threads: threads as usize,
+            target: match device_memory {
+                None => Target::Cpu {
+                    threads: threads as usize,
+                },
+                Some(_) => Target::Device {
+                    runtime: devices::RUNTIME_BYTES,
+                },
             },
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
@@ -70,12 +77,18 @@ pub(super) fn prepare(
         },
     )
     .map_err(|error| of_model(&error))?;
-    // Without a limit the machine's memory is nobody's promise; the KV cache is
-    // taken as sequences grow.
-    let limit = args.memory_limit_bytes.or_else(|| cgroup.memory_limit());
-    let fitting = plan
-        .check(limit.unwrap_or(u64::MAX))
-        .map_err(|error| of_model(&error))?;
+    let fitting = match device_memory {
+        Some(memory) => devices::sequences(&plan, memory)?,
+        // Without a limit the machine's memory is nobody's promise; the KV cache is
+        // taken as sequences grow.
+        None => plan
+            .check(
+                args.memory_limit_bytes
+                    .or_else(|| cgroup.memory_limit())
+                    .unwrap_or(u64::MAX),
+            )
+            .map_err(|error| of_model(&error))?,
+    };
     let slots = fitting.min(args.max_sequences.into());
     launch.max_tokens = Some(max_tokens);
     launch.threads_per_rank = Some(threads);
@@ -138,12 +151,7 @@ fn check_flags(launch: &LaunchArgs, has_token: bool) -> Result<u32, Failure> {
             llama_contract::RENDEZVOUS_TOKEN_ENV
         )));
     }
-    match launch.device {
-        Device::Cpu => Ok(ranks_here),
-        Device::Cuda => Err(configuration(
-            "this worker is built without CUDA; use --device=cpu or a worker image with CUDA",
-        )),
-    }
+    Ok(ranks_here)
 }
 
 fn is_host_and_port(address: &str) -> bool {
@@ -232,12 +240,6 @@ mod tests {
                 false,
                 FailureCategory::InvalidConfiguration,
                 "LLAMA_RENDEZVOUS_TOKEN",
-            ),
-            (
-                &["--device=cuda"],
-                true,
-                FailureCategory::InvalidConfiguration,
-                "CUDA",
             ),
         ] {
             let failure = check_flags(&launch(flags), has_token).unwrap_err();

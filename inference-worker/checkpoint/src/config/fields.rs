@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::MAX_SIZE;
 use crate::error::ModelError;
+use crate::foreign::shown;
 
 /// How many names a message lists.
 const LISTED_FIELDS: usize = 6;
@@ -30,22 +31,53 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Likewise of an object inside, which `prefix` names.
+    fn inside(&self, prefix: String, object: &'a Map<String, Value>) -> Self {
+        Self {
+            prefix,
+            ..Self::new(self.file, object)
+        }
+    }
+
     /// The fields of the object in field `name`, `None` when it is absent or null.
     pub(super) fn object(&self, name: &'static str) -> Result<Option<Self>, ModelError> {
         match self.get(name) {
             None => Ok(None),
-            Some(Value::Object(object)) => Ok(Some(Self {
-                prefix: format!("{}{name}.", self.prefix),
-                ..Self::new(self.file, object)
-            })),
+            Some(Value::Object(object)) => Ok(Some(self.inside(self.named(name) + ".", object))),
             Some(other) => Err(self.mistyped(name, "an object", other)),
         }
+    }
+
+    /// The fields of each object inside; nothing else may be inside.
+    pub(super) fn objects(&self) -> Result<Vec<Self>, ModelError> {
+        let inside = self.object.iter().map(|(name, value)| match value {
+            Value::Object(object) => {
+                let prefix = self.named(&shown(name)) + ".";
+                Ok(self.inside(prefix, object))
+            }
+            other => Err(self.mistyped(&shown(name), "an object", other)),
+        });
+        inside.collect()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.object.is_empty()
+    }
+
+    /// Whether `name` is there and null.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.object.get(name).is_some_and(Value::is_null)
     }
 
     /// The value of `name`; null counts as absent.
     pub(super) fn get(&self, name: &'static str) -> Option<&'a Value> {
         self.used.borrow_mut().insert(name);
         self.object.get(name).filter(|value| !value.is_null())
+    }
+
+    /// The full name of a field, for messages.
+    pub(super) fn named(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
     }
 
     pub(super) fn invalid(&self, what: &str) -> ModelError {
@@ -57,13 +89,10 @@ impl<'a> Fields<'a> {
     }
 
     fn mistyped(&self, name: &str, expected: &str, found: &Value) -> ModelError {
-        let mut shown = found.to_string();
-        if shown.len() > 40 {
-            shown = shown.chars().take(40).chain(['…']).collect();
-        }
         self.invalid(&format!(
-            "{}{name} is {shown}, expected {expected}",
-            self.prefix
+            "{} is {}, expected {expected}",
+            self.named(name),
+            shown(&found.to_string())
         ))
     }
 
@@ -89,7 +118,7 @@ impl<'a> Fields<'a> {
 
     pub(super) fn size(&self, name: &'static str) -> Result<usize, ModelError> {
         self.optional_size(name)?
-            .ok_or_else(|| self.invalid(&format!("{}{name} is missing", self.prefix)))
+            .ok_or_else(|| self.invalid(&format!("{} is missing", self.named(name))))
     }
 
     pub(super) fn optional_positive(&self, name: &'static str) -> Result<Option<f64>, ModelError> {
@@ -105,7 +134,7 @@ impl<'a> Fields<'a> {
 
     pub(super) fn positive(&self, name: &'static str) -> Result<f64, ModelError> {
         self.optional_positive(name)?
-            .ok_or_else(|| self.invalid(&format!("{}{name} is missing", self.prefix)))
+            .ok_or_else(|| self.invalid(&format!("{} is missing", self.named(name))))
     }
 
     /// A truth value; numbers count as Python counts them.
@@ -118,7 +147,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A list of whole numbers below `limit`; absent when null or empty.
+    /// A list of whole numbers below `limit`.
     pub(super) fn indices(
         &self,
         name: &'static str,
@@ -140,7 +169,7 @@ impl<'a> Fields<'a> {
                     .ok_or_else(|| self.mistyped(name, &expected(), item))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Some(list).filter(|list| !list.is_empty()))
+        Ok(Some(list))
     }
 
     /// A list of strings.
@@ -164,8 +193,9 @@ impl<'a> Fields<'a> {
     ) -> Result<(), ModelError> {
         match self.get(name) {
             Some(value) if !allowed(value) => Err(self.unsupported(&format!(
-                "{}{name} is {value}; this worker computes {expected}",
-                self.prefix
+                "{} is {}; this worker computes {expected}",
+                self.named(name),
+                shown(&value.to_string())
             ))),
             _ => Ok(()),
         }
@@ -184,7 +214,7 @@ impl<'a> Fields<'a> {
                     && !name.starts_with('_')
                     && !matches!(value, Value::Null | Value::Bool(false))
             })
-            .map(|(name, _)| format!("{}{name}", self.prefix))
+            .map(|(name, _)| self.named(&shown(name)))
             .collect();
         if unknown.is_empty() {
             return Ok(());

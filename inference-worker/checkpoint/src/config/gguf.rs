@@ -5,6 +5,7 @@ use super::{
     Temperature,
 };
 use crate::error::ModelError;
+use crate::foreign::shown;
 use crate::gguf::{Gguf, Value};
 
 const ARCHITECTURE_KEY: &str = "general.architecture";
@@ -30,10 +31,12 @@ const TEMPERATURE: Temperature = Temperature {
 /// Experts of a Maverick layer; Maverick does not normalise queries and keys.
 const MAVERICK_EXPERTS: usize = 128;
 
+/// A Llama 4 in which no layer attends in chunks says so with a window of 0.
+const SLIDING_WINDOW: &str = "attention.sliding_window";
 /// Metadata that changes the computation when it is not zero, and that this
 /// crate does not compute.
 const UNSUPPORTED_WHEN_SET: [&str; 8] = [
-    "attention.sliding_window",
+    SLIDING_WINDOW,
     "attention.clamp_kqv",
     "attention.max_alibi_bias",
     "attention.scale",
@@ -71,7 +74,7 @@ pub(crate) fn from_gguf(gguf: &Gguf) -> Result<LlamaConfig, ModelError> {
             )));
         }
     };
-    keys.expect_equal("attention.value_length", head_dim)?;
+    keys.expect_equal("attention.value_length", head_dim, "keys as wide as values")?;
     let ffn = keys.size("feed_forward_length")?;
     let plain = LlamaConfig {
         hidden,
@@ -110,8 +113,14 @@ pub(crate) fn from_gguf(gguf: &Gguf) -> Result<LlamaConfig, ModelError> {
 
 /// What Llama 4 adds.
 fn llama4(keys: &Keys<'_>, plain: LlamaConfig) -> Result<LlamaConfig, ModelError> {
+    let window = keys.key(SLIDING_WINDOW);
+    if keys.gguf.metadata().contains_key(&window) {
+        return Err(keys.gguf.unsupported(&format!(
+            "{window} is 0, so all layers attend to all tokens, which this worker does not compute"
+        )));
+    }
     let count = keys.size("expert_count")?;
-    keys.expect_equal("expert_used_count", 1)?;
+    keys.expect_equal("expert_used_count", 1, "one expert a token")?;
     let ffn = keys.size("expert_feed_forward_length")?;
     let step = keys
         .optional_size("interleave_moe_layer_step")?
@@ -148,7 +157,8 @@ fn architecture(gguf: &Gguf) -> Result<&'static str, ModelError> {
         Some(LLAMA4) => LLAMA4,
         Some(other) => {
             return Err(gguf.unsupported(&format!(
-                "{ARCHITECTURE_KEY} is \"{other}\"; this worker runs \"{LLAMA}\" and \"{LLAMA4}\""
+                "{ARCHITECTURE_KEY} is \"{}\"; this worker runs \"{LLAMA}\" and \"{LLAMA4}\"",
+                shown(other)
             )));
         }
         None => return Err(gguf.invalid(&format!("metadata {ARCHITECTURE_KEY} is missing"))),
@@ -236,10 +246,10 @@ impl Keys<'_> {
         }
     }
 
-    fn expect_equal(&self, name: &str, expected: usize) -> Result<(), ModelError> {
+    fn expect_equal(&self, name: &str, size: usize, expected: &str) -> Result<(), ModelError> {
         match self.optional_size(name)? {
-            Some(value) if value != expected => Err(self.gguf.unsupported(&format!(
-                "{} is {value}, but keys are {expected} wide",
+            Some(value) if value != size => Err(self.gguf.unsupported(&format!(
+                "{} is {value}, expected {size}: this worker computes {expected}",
                 self.key(name)
             ))),
             _ => Ok(()),
@@ -285,7 +295,8 @@ impl Keys<'_> {
             Some("linear") => self.positive("rope.scaling.factor")?.unwrap_or(1.0),
             Some(other) => {
                 return Err(self.gguf.unsupported(&format!(
-                    "{key} is \"{other}\"; \"none\", \"linear\" and Llama 3's {ROPE_FACTORS} are built in"
+                    "{key} is \"{}\"; \"none\", \"linear\" and Llama 3's {ROPE_FACTORS} are built in",
+                    shown(other)
                 )));
             }
         };

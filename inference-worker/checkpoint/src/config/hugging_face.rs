@@ -10,11 +10,14 @@ use super::{
     Temperature,
 };
 use crate::error::ModelError;
+use crate::foreign::{parser_said, shown};
 use crate::names::Names;
 
 /// Base of the rotary frequencies where the file names none.
 const LLAMA_ROPE_BASE: f64 = 10_000.0;
 const LLAMA4_ROPE_BASE: f64 = 500_000.0;
+/// Tokens of an attention chunk, where the file does not say.
+const ATTENTION_CHUNK: usize = 8192;
 /// Every how many layers one has no rotary embedding, where the file does not say.
 const NO_ROPE_INTERVAL: usize = 4;
 
@@ -78,8 +81,9 @@ pub(crate) struct HuggingFace {
 /// `ModelInvalid` for missing or impossible values, `ModelUnsupported` for other
 /// models and for every field that is not known to leave the computation alone.
 pub(crate) fn parse(file: &str, text: &str) -> Result<HuggingFace, ModelError> {
-    let json: Value = serde_json::from_str(text)
-        .map_err(|error| ModelError::Invalid(format!("{file} is not JSON: {error}")))?;
+    let json: Value = serde_json::from_str(text).map_err(|error| {
+        ModelError::Invalid(format!("{file} is not JSON: {}", parser_said(&error)))
+    })?;
     let Value::Object(object) = &json else {
         return Err(ModelError::Invalid(format!("{file} is not a JSON object")));
     };
@@ -120,7 +124,7 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<HuggingFace, ModelError> {
         }
         other => Err(fields.unsupported(&format!(
             "model_type is \"{}\"; \"llama\", \"llama4\" and \"llama4_text\" are built in",
-            other.unwrap_or_default()
+            shown(other.unwrap_or_default())
         ))),
     }
 }
@@ -183,10 +187,12 @@ fn llama4(fields: &Fields<'_>) -> Result<LlamaConfig, ModelError> {
         fields.optional_positive("attn_scale")?.unwrap_or(0.1),
     );
     let is_chunked = layers.iter().any(|layer| layer.chunked);
-    let chunk = fields.optional_size("attention_chunk_size")?;
-    if is_chunked && chunk.is_none() {
-        return Err(fields.invalid("attention_chunk_size is missing, but layers attend in chunks"));
+    if is_chunked && fields.is_null("attention_chunk_size") {
+        return Err(fields.invalid("attention_chunk_size is null, but layers attend in chunks"));
     }
+    let chunk = fields
+        .optional_size("attention_chunk_size")?
+        .unwrap_or(ATTENTION_CHUNK);
     let has_experts = layers.iter().any(|layer| layer.experts);
     let config = LlamaConfig {
         hidden,
@@ -203,7 +209,7 @@ fn llama4(fields: &Fields<'_>) -> Result<LlamaConfig, ModelError> {
             ffn: expert_ffn,
             shared_ffn: expert_ffn,
         }),
-        chunk: chunk.filter(|_| is_chunked),
+        chunk: is_chunked.then_some(chunk),
         qk_norm: fields.bool("use_qk_norm")?.unwrap_or(true),
         temperature: tuned.then_some(Temperature { floor_scale, scale }),
         rms_epsilon: rms_epsilon(fields)?,
@@ -252,7 +258,8 @@ fn layer_kinds(fields: &Fields<'_>) -> Result<Vec<LayerKind>, ModelError> {
         .optional_size("no_rope_layer_interval")?
         .unwrap_or(NO_ROPE_INTERVAL);
     // Despite its name, 1 marks a layer with rotary embedding.
-    let ropes = match fields.indices("no_rope_layers", 2)? {
+    let listed = fields.indices("no_rope_layers", 2)?;
+    let ropes = match listed.filter(|list| !list.is_empty()) {
         Some(list) => list.into_iter().map(|entry| entry == 1).collect(),
         None => (1..=count)
             .map(|number| number % interval != 0)
@@ -267,7 +274,8 @@ fn layer_kinds(fields: &Fields<'_>) -> Result<Vec<LayerKind>, ModelError> {
                 "chunked_attention" => Ok(true),
                 "full_attention" => Ok(false),
                 other => Err(fields.unsupported(&format!(
-                    "layer_types holds \"{other}\"; \"chunked_attention\" and \"full_attention\" are built in"
+                    "layer_types holds \"{}\"; \"chunked_attention\" and \"full_attention\" are built in",
+                    shown(other)
                 ))),
             })
             .collect::<Result<_, _>>()?,
@@ -276,6 +284,7 @@ fn layer_kinds(fields: &Fields<'_>) -> Result<Vec<LayerKind>, ModelError> {
     let step = fields
         .optional_size("interleave_moe_layer_step")?
         .unwrap_or(1);
+    // An empty list means that no layer has experts.
     let listed = fields.indices("moe_layers", count)?;
     let has_experts = |layer: usize| match &listed {
         Some(list) => list.contains(&layer),
@@ -300,53 +309,71 @@ fn rms_epsilon(fields: &Fields<'_>) -> Result<f32, ModelError> {
 }
 
 /// Rotary embedding, in either spelling: `rope_parameters`, or `rope_theta` with
-/// `rope_scaling`.
+/// `rope_scaling`. Where a file has both they must say the same, because the
+/// reference would take the older one.
 fn rope(
     fields: &Fields<'_>,
     head_dim: usize,
     pairs: RopePairs,
     default_base: f64,
 ) -> Result<Rope, ModelError> {
-    let old_base = fields.optional_positive("rope_theta")?;
-    let new = fields.object("rope_parameters")?;
-    let scaling = match fields.object("rope_scaling")? {
-        old @ Some(_) if new.is_none() => old,
-        _ => None,
-    };
-    fields.expect("partial_rotary_factor", "heads that turn whole", |value| {
-        value.as_f64() == Some(1.0)
-    })?;
-    let mut rope = Rope {
+    let base = fields
+        .optional_positive("rope_theta")?
+        .unwrap_or(default_base);
+    expect_whole_heads(fields)?;
+    let plain = Rope {
         dim: head_dim,
-        base: old_base.unwrap_or(default_base),
+        base,
         pairs,
         scaling: RopeScaling::None,
     };
-    let Some(settings) = new.or(scaling) else {
-        return Ok(rope);
+    let read = |name| -> Result<Option<Rope>, ModelError> {
+        let settings = fields.object(name)?.filter(|settings| !settings.is_empty());
+        settings
+            .map(|settings| scaled(fields, &settings, &plain))
+            .transpose()
     };
-    if let Some(base) = settings.optional_positive("rope_theta")? {
-        rope.base = base;
+    match (read("rope_parameters")?, read("rope_scaling")?) {
+        (Some(new), Some(old)) if new != old => Err(fields.unsupported(
+            "rope_parameters and rope_scaling say different things; remove one of them",
+        )),
+        (new, old) => Ok(new.or(old).unwrap_or(plain)),
     }
-    settings.expect("partial_rotary_factor", "heads that turn whole", |value| {
+}
+
+fn expect_whole_heads(fields: &Fields<'_>) -> Result<(), ModelError> {
+    fields.expect("partial_rotary_factor", "heads that turn whole", |value| {
         value.as_f64() == Some(1.0)
-    })?;
-    let kind = settings.text("rope_type")?.or(settings.text("type")?);
-    rope.scaling = match kind {
+    })
+}
+
+/// `plain` with what `settings`, an object of `fields`, change.
+fn scaled(fields: &Fields<'_>, settings: &Fields<'_>, plain: &Rope) -> Result<Rope, ModelError> {
+    expect_whole_heads(settings)?;
+    let base = settings.optional_positive("rope_theta")?;
+    let scaling = match settings.text("rope_type")?.or(settings.text("type")?) {
         None | Some("default") => RopeScaling::None,
         Some("linear") => RopeScaling::Linear(settings.positive("factor")?),
         Some("llama3") => RopeScaling::Llama3(Llama3Scaling {
             factor: settings.positive("factor")?,
             low: settings.positive("low_freq_factor")?,
             high: settings.positive("high_freq_factor")?,
-            original: settings.positive("original_max_position_embeddings")?,
+            original: match settings.optional_positive("original_max_position_embeddings")? {
+                Some(original) => original,
+                None => fields.positive("max_position_embeddings")?,
+            },
         }),
         Some(other) => {
             return Err(settings.unsupported(&format!(
-                "the rope_type \"{other}\" is not built in; \"default\", \"linear\" and \"llama3\" are"
+                "the rope_type \"{}\" is not built in; \"default\", \"linear\" and \"llama3\" are",
+                shown(other)
             )));
         }
     };
     settings.refuse_unknown(&[])?;
-    Ok(rope)
+    Ok(Rope {
+        base: base.unwrap_or(plain.base),
+        scaling,
+        ..plain.clone()
+    })
 }

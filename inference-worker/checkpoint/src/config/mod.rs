@@ -1,6 +1,7 @@
 //! Shape and constants of a Llama model, from `config.json` or from the metadata
 //! of a GGUF.
 
+mod check;
 mod fields;
 mod gguf;
 mod hugging_face;
@@ -19,9 +20,15 @@ pub(crate) use hugging_face::{HuggingFace, parse};
 /// anything smaller cannot overflow.
 pub(crate) const MAX_SIZE: u64 = 1 << 24;
 /// Layers that a model may have: each costs memory before any weight is read.
-pub(crate) const MAX_LAYERS: usize = 4096;
-/// Experts that a layer may have, likewise.
-pub(crate) const MAX_EXPERTS: usize = 4096;
+pub(crate) const MAX_LAYERS: usize = 1024;
+/// Experts that all layers together may have, likewise.
+const MAX_EXPERTS: usize = 1 << 15;
+/// Query heads that a layer may have, likewise.
+const MAX_HEADS: usize = 1024;
+/// Width that a head may have.
+const MAX_HEAD_DIM: usize = 4096;
+/// Weights that a model may have.
+const MAX_WEIGHTS: u128 = 1 << 50;
 /// Partial sums of a product across a layer: tensor parallel 1, 2, 4 and 8 agree
 /// to the bit where the heads divide so.
 const PARTIAL_SUMS: usize = 8;
@@ -203,40 +210,10 @@ impl LlamaConfig {
             .all(|units| order::agrees(self.partial_sums(units), tensor))
     }
 
-    /// Checks what both kinds of header must hold.
+    /// Checks what every kind of header must hold. Arithmetic on what passes does
+    /// not overflow.
     pub(crate) fn check(self, file: &str) -> Result<Self, ModelError> {
-        let invalid = |what: String| Err(ModelError::Invalid(format!("{file}: {what}")));
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            return invalid(format!(
-                "{} attention heads do not share {} KV heads evenly",
-                self.heads, self.kv_heads
-            ));
-        }
-        if !self.head_dim.is_multiple_of(BLOCK) {
-            return Err(ModelError::Unsupported(format!(
-                "{file}: attention heads are {} wide; this worker takes multiples of {BLOCK}",
-                self.head_dim
-            )));
-        }
-        let dim = self.rope.dim;
-        if dim > self.head_dim || !dim.is_multiple_of(2) {
-            return invalid(format!(
-                "rotary embedding of {dim} dimensions in heads of {}",
-                self.head_dim
-            ));
-        }
-        if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
-            return invalid(format!(
-                "{} layers, expected 1 to {MAX_LAYERS}",
-                self.layers.len()
-            ));
-        }
-        if let Some(experts) = self.experts.filter(|experts| experts.count > MAX_EXPERTS) {
-            return invalid(format!(
-                "{} experts, expected 1 to {MAX_EXPERTS}",
-                experts.count
-            ));
-        }
+        check::check(&self, file)?;
         Ok(self)
     }
 }

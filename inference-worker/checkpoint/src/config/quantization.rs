@@ -1,17 +1,39 @@
 //! `quantization_config` of `config.json`: how quantised matrices are stored.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::fields::Fields;
 use crate::error::ModelError;
+use crate::foreign::shown;
+use crate::format::BLOCK;
 
-/// Weights packed as 4-bit integers with a scale a group of columns.
+/// Ways to pack weights whose tensors this crate knows.
+const PACKINGS: [&str; 5] = [
+    "dense",
+    "float-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "pack-quantized",
+];
+/// Orders of columns that leave each group's columns side by side.
+const PLAIN_ORDERS: [&str; 2] = ["static", "weight"];
+/// Fields that do not change what a forward pass computes. Which matrices are
+/// left as they are shows in their tensors.
+const HARMLESS: [&str; 7] = [
+    "activation_scale_ub",
+    "global_compression_ratio",
+    "ignore",
+    "modules_to_not_convert",
+    "quantization_status",
+    "run_compressed",
+    "version",
+];
+
+/// Weights packed as 4-bit integers around zero, with a scale a group of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedInt4 {
     /// Columns that share a scale.
     pub group: usize,
-    /// Whether zero is the middle of the range; otherwise each group has its own.
-    pub symmetric: bool,
 }
 
 /// What `quantization_config` says. Which matrices are quantised shows in the
@@ -30,28 +52,33 @@ pub(super) fn parse(fields: Option<&Fields<'_>>) -> Result<Quantization, ModelEr
     let Some(fields) = fields else {
         return Ok(Quantization::default());
     };
-    match fields.text("quant_method")? {
-        Some("fbgemm_fp8") => Ok(Quantization::default()),
-        Some("compressed-tensors") => compressed_tensors(fields),
-        other => Err(fields.unsupported(&format!(
-            "quantization_config.quant_method is \"{}\"; \"fbgemm_fp8\" and \"compressed-tensors\" are built in",
-            other.unwrap_or_default()
-        ))),
-    }
+    let found = match fields.text("quant_method")? {
+        Some("fbgemm_fp8") => Quantization::default(),
+        Some("compressed-tensors") => compressed_tensors(fields)?,
+        other => {
+            return Err(fields.unsupported(&format!(
+                "quantization_config.quant_method is \"{}\"; \"fbgemm_fp8\" and \"compressed-tensors\" are built in",
+                shown(other.unwrap_or_default())
+            )));
+        }
+    };
+    fields.refuse_unknown(&HARMLESS)?;
+    Ok(found)
 }
 
 fn compressed_tensors(fields: &Fields<'_>) -> Result<Quantization, ModelError> {
-    fields.expect("kv_cache_scheme", "no quantised KV cache", Value::is_null)?;
+    fields.expect("kv_cache_scheme", "no quantised KV cache", is_empty)?;
+    fields.expect("transform_config", "no transformed weights", is_empty)?;
     fields.expect("sparsity_config", "dense weights", |value| {
-        value.as_object().is_some_and(serde_json::Map::is_empty)
-            || value.get("format").and_then(Value::as_str) == Some("dense")
+        is_empty(value) || value["format"] == "dense"
     })?;
-    let Some(Value::Object(groups)) = fields.get("config_groups") else {
+    expect_packing(fields)?;
+    let Some(groups) = fields.object("config_groups")? else {
         return Err(fields.invalid("quantization_config.config_groups is missing"));
     };
     let mut found = Quantization::default();
-    for (name, group) in groups {
-        let packed = weights_of(fields, name, group)?;
+    for group in groups.objects()? {
+        let packed = weights_of(&group)?;
         if found.packed.is_some() && packed.is_some() && found.packed != packed {
             return Err(fields.unsupported(
                 "quantization_config.config_groups differ in how they pack 4-bit weights",
@@ -62,37 +89,60 @@ fn compressed_tensors(fields: &Fields<'_>) -> Result<Quantization, ModelError> {
     Ok(found)
 }
 
+fn is_empty(value: &Value) -> bool {
+    value.as_object().is_some_and(Map::is_empty)
+}
+
+fn expect_packing(fields: &Fields<'_>) -> Result<(), ModelError> {
+    fields.expect("format", &PACKINGS.join(", "), |value| {
+        value.as_str().is_some_and(|name| PACKINGS.contains(&name))
+    })
+}
+
 /// The packing of one group's weights; `None` for 8-bit weights, which show their
 /// form in their tensors.
-fn weights_of(
-    fields: &Fields<'_>,
-    name: &str,
-    group: &Value,
-) -> Result<Option<PackedInt4>, ModelError> {
-    let weights = &group["weights"];
-    let text = |key: &str| weights[key].as_str().unwrap_or_default().to_owned();
-    let (kind, strategy) = (text("type"), text("strategy"));
-    let bits = weights["num_bits"].as_u64().unwrap_or_default();
-    let symmetric = weights["symmetric"].as_bool().unwrap_or(true);
-    match (bits, kind.as_str(), strategy.as_str()) {
-        (8, "float" | "int", "channel" | "tensor") if symmetric => Ok(None),
-        (4, "int", "group" | "channel") => {
-            let size = weights["group_size"].as_u64();
-            let size = size.and_then(|size| usize::try_from(size).ok());
-            match size {
-                Some(group) if group > 0 && group.is_multiple_of(crate::format::BLOCK) => {
-                    Ok(Some(PackedInt4 { group, symmetric }))
-                }
-                _ => Err(fields.unsupported(&format!(
-                    "quantization_config.config_groups.{name}.weights.group_size is {}; multiples of {} are built in",
-                    weights["group_size"],
-                    crate::format::BLOCK
-                ))),
-            }
+fn weights_of(group: &Fields<'_>) -> Result<Option<PackedInt4>, ModelError> {
+    expect_packing(group)?;
+    group.expect("output_activations", "exact outputs", |_| false)?;
+    if let Some(inputs) = group.object("input_activations")? {
+        // Missing means fixed.
+        if inputs.get("dynamic") != Some(&Value::Bool(true)) {
+            let dynamic = inputs.named("dynamic");
+            return Err(inputs.unsupported(&format!(
+                "{dynamic} is not true; inputs of a fixed scale are not built in"
+            )));
         }
-        _ => Err(fields.unsupported(&format!(
-            "quantization_config.config_groups.{name}: {bits}-bit \"{kind}\" weights by \"{strategy}\" \
-             (symmetric: {symmetric}); 8-bit float or int by channel or tensor, and 4-bit int by group, are built in"
+    }
+    let Some(weights) = group.object("weights")? else {
+        return Err(group.invalid(&format!("{} is missing", group.named("weights"))));
+    };
+    weights.expect("symmetric", "weights around zero", |value| {
+        value == &Value::Bool(true)
+    })?;
+    weights.expect("actorder", "columns in their own order", |value| {
+        value == &Value::Bool(false)
+            || value
+                .as_str()
+                .is_some_and(|order| PLAIN_ORDERS.contains(&order))
+    })?;
+    let bits = weights.size("num_bits")?;
+    let kind = weights.text("type")?.unwrap_or("int");
+    let strategy = weights.text("strategy")?.unwrap_or_default();
+    match (bits, kind, strategy) {
+        (8, "float" | "int", "channel" | "tensor") => Ok(None),
+        (4, "int", "group") => {
+            let group = weights.size("group_size")?;
+            weights.expect("group_size", "groups of multiples of 32", |_| {
+                group.is_multiple_of(BLOCK)
+            })?;
+            Ok(Some(PackedInt4 { group }))
+        }
+        _ => Err(weights.unsupported(&format!(
+            "{} are {bits}-bit \"{}\" by \"{}\"; \
+             8-bit float or int by channel or tensor, and 4-bit int by group, are built in",
+            group.named("weights"),
+            shown(kind),
+            shown(strategy)
         ))),
     }
 }

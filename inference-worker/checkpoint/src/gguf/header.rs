@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::types::{GgmlType, TensorInfo, Value};
 use crate::error::ModelError;
+use crate::foreign::{MAX_NAME, MAX_TENSORS, is_name, shown};
 
 /// First four bytes of every GGUF.
 pub const MAGIC: [u8; 4] = *b"GGUF";
@@ -13,8 +14,16 @@ pub const MAGIC: [u8; 4] = *b"GGUF";
 pub const ALIGNMENT_KEY: &str = "general.alignment";
 /// Alignment where the file does not name one.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
+const MAX_ALIGNMENT: u64 = 1 << 20;
 /// More dimensions than ggml has.
 const MAX_DIMS: u32 = 4;
+/// Bytes of a header. A vocabulary of 200,000 tokens takes ten million.
+const HEADER_LIMIT: usize = 64 << 20;
+/// Entries of all lists of the metadata together. A vocabulary of 200,000 tokens
+/// takes a million, with merges, scores and types.
+const MAX_ENTRIES: u64 = 1 << 22;
+/// Keys of the metadata.
+const MAX_KEYS: u64 = 1 << 16;
 
 /// What the header of a GGUF says.
 #[derive(Debug, PartialEq)]
@@ -29,27 +38,31 @@ pub(crate) struct Header {
 /// [`ModelError::Truncated`].
 struct Reader<'a> {
     path: &'a str,
+    /// The file, up to where a header must end.
     bytes: &'a [u8],
+    file_len: usize,
     at: usize,
     part: &'static str,
+    /// Entries that lists may still have.
+    entries: u64,
 }
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: u64) -> Result<&'a [u8], ModelError> {
         let rest = &self.bytes[self.at..];
-        match usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
-            Some(taken) => {
-                self.at += taken.len();
-                Ok(taken)
-            }
-            None => Err(ModelError::Truncated(format!(
-                "{} is cut short: its {} needs {len} bytes at byte {} but the file has {} bytes",
-                self.path,
-                self.part,
-                self.at,
-                self.bytes.len()
-            ))),
+        if let Some(taken) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
+            self.at += taken.len();
+            return Ok(taken);
         }
+        if len <= (self.file_len - self.at) as u64 {
+            return Err(self.invalid(&format!(
+                "{len} bytes of a header of at most {HEADER_LIMIT}"
+            )));
+        }
+        Err(ModelError::Truncated(format!(
+            "{} is cut short: its {} needs {len} bytes at byte {} but the file has {} bytes",
+            self.path, self.part, self.at, self.file_len
+        )))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], ModelError> {
@@ -82,6 +95,26 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What a tensor or a key is called.
+    fn name(&mut self) -> Result<String, ModelError> {
+        let name = self.text()?;
+        if is_name(&name) {
+            return Ok(name);
+        }
+        Err(self.invalid(&format!(
+            "\"{}\" is no name: such have 1 to {MAX_NAME} bytes",
+            shown(&name)
+        )))
+    }
+
+    /// Refuses more than `most` of what the header announces.
+    fn announced(&self, count: u64, most: u64, what: &str) -> Result<(), ModelError> {
+        if count > most {
+            return Err(self.invalid(&format!("{count} {what}, expected at most {most}")));
+        }
+        Ok(())
+    }
+
     /// Reads `count` items. Nothing is reserved up front, because `count` may be
     /// damaged; the bytes that are there bound what is read.
     fn list<T>(
@@ -112,6 +145,8 @@ impl<'a> Reader<'a> {
     fn list_value(&mut self) -> Result<Value, ModelError> {
         let kind = self.u32()?;
         let count = self.u64()?;
+        self.announced(count, self.entries, "more entries of lists")?;
+        self.entries -= count;
         Ok(match kind {
             0 | 2 | 4 | 10 => Value::UnsignedList(self.list(count, |r| r.unsigned(kind))?),
             1 | 3 | 5 | 11 => Value::SignedList(self.list(count, |r| r.signed(kind))?),
@@ -144,7 +179,7 @@ impl<'a> Reader<'a> {
 
     /// A tensor's entry; its `start` is still counted from the tensor data.
     fn tensor(&mut self) -> Result<TensorInfo, ModelError> {
-        let name = self.text()?;
+        let name = self.name()?;
         let rank = self.u32()?;
         if rank > MAX_DIMS {
             return Err(self.invalid(&format!("tensor {name} has {rank} dimensions")));
@@ -186,9 +221,11 @@ impl<'a> Reader<'a> {
 pub(crate) fn parse(path: &str, bytes: &[u8]) -> Result<Header, ModelError> {
     let mut reader = Reader {
         path,
-        bytes,
+        bytes: &bytes[..bytes.len().min(HEADER_LIMIT)],
+        file_len: bytes.len(),
         at: 0,
         part: "first line",
+        entries: MAX_ENTRIES,
     };
     if bytes.len() < MAGIC.len() && MAGIC.starts_with(bytes) {
         return Err(ModelError::Truncated(format!(
@@ -212,10 +249,12 @@ pub(crate) fn parse(path: &str, bytes: &[u8]) -> Result<Header, ModelError> {
     }
     let tensor_count = reader.u64()?;
     let metadata_count = reader.u64()?;
+    reader.announced(tensor_count, MAX_TENSORS as u64, "tensors")?;
+    reader.announced(metadata_count, MAX_KEYS, "metadata keys")?;
     reader.part = "metadata";
     let mut metadata = BTreeMap::new();
     for _ in 0..metadata_count {
-        let key = reader.text()?;
+        let key = reader.name()?;
         let kind = reader.u32()?;
         let value = reader.value(kind)?;
         if metadata.insert(key.clone(), value).is_some() {
@@ -227,7 +266,12 @@ pub(crate) fn parse(path: &str, bytes: &[u8]) -> Result<Header, ModelError> {
     let mut tensors = reader.list(tensor_count, Reader::tensor)?;
     let alignment = alignment(path, &metadata)?;
     let data_start = (reader.at as u64).next_multiple_of(alignment);
-    place(path, &mut tensors, data_start, bytes.len() as u64)?;
+    place(
+        path,
+        &mut tensors,
+        (data_start, alignment),
+        bytes.len() as u64,
+    )?;
     Ok(Header {
         metadata,
         tensors,
@@ -236,43 +280,57 @@ pub(crate) fn parse(path: &str, bytes: &[u8]) -> Result<Header, ModelError> {
 }
 
 fn alignment(path: &str, metadata: &BTreeMap<String, Value>) -> Result<u64, ModelError> {
-    match metadata.get(ALIGNMENT_KEY) {
-        None => Ok(DEFAULT_ALIGNMENT),
+    let found = match metadata.get(ALIGNMENT_KEY) {
+        None => return Ok(DEFAULT_ALIGNMENT),
         Some(Value::Unsigned(alignment))
-            if alignment.is_power_of_two() && *alignment <= 1 << 20 =>
+            if alignment.is_power_of_two() && *alignment <= MAX_ALIGNMENT =>
         {
-            Ok(*alignment)
+            return Ok(*alignment);
         }
-        Some(other) => Err(ModelError::Invalid(format!(
-            "{path}: {ALIGNMENT_KEY} is {other:?}, expected a power of two"
-        ))),
-    }
+        Some(Value::Unsigned(alignment)) => alignment.to_string(),
+        Some(other) => other.kind().to_owned(),
+    };
+    Err(ModelError::Invalid(format!(
+        "{path}: {ALIGNMENT_KEY} is {found}, expected a power of two up to {MAX_ALIGNMENT}"
+    )))
 }
 
-/// Turns offsets into places in the file and checks each against its length.
+/// Turns offsets into places in the file. Tensors lie one behind the other, each
+/// aligned, as ggml demands it.
 fn place(
     path: &str,
     tensors: &mut [TensorInfo],
-    data_start: u64,
+    (data_start, alignment): (u64, u64),
     file_len: u64,
 ) -> Result<(), ModelError> {
+    let damaged = |what: String| Err(ModelError::Invalid(format!("{path} is damaged: {what}")));
+    let mut next = 0;
     for tensor in tensors {
-        let name = &tensor.name;
-        let end = data_start
-            .checked_add(tensor.start)
-            .and_then(|start| start.checked_add(tensor.bytes).map(|end| (start, end)));
-        let Some((start, end)) = end else {
-            return Err(ModelError::Invalid(format!(
-                "{path} is damaged: tensor {name} lies at offset {}",
-                tensor.start
-            )));
+        let TensorInfo { name, start, .. } = tensor;
+        if *start != next {
+            return damaged(format!(
+                "tensor {name} begins {start} bytes behind the header, but the tensors before it end at {next}"
+            ));
+        }
+        let end = start.checked_add(tensor.bytes).and_then(|end| {
+            Some((
+                end.checked_add(data_start)?,
+                end.checked_next_multiple_of(alignment)?,
+            ))
+        });
+        let Some((end, behind)) = end else {
+            return damaged(format!(
+                "tensor {name} has impossible sizes {:?}",
+                tensor.dims
+            ));
         };
         if end > file_len {
             return Err(ModelError::Truncated(format!(
                 "{path} is cut short: tensor {name} ends at byte {end} but the file has {file_len} bytes"
             )));
         }
-        tensor.start = start;
+        tensor.start += data_start;
+        next = behind;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub use types::{GgmlType, TensorInfo, Value};
 pub use header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
 
 use crate::error::ModelError;
+use crate::foreign;
 use crate::map::Mapping;
 
 /// Where the header counts tensors.
@@ -48,8 +49,8 @@ impl Gguf {
             path: path.display().to_string(),
             source,
         };
-        let file = File::open(&path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
+        let (file, len) = foreign::open(&path)?;
+        if len == 0 {
             return Err(ModelError::Truncated(format!(
                 "{} is cut short: it is empty",
                 path.display()

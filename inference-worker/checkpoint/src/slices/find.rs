@@ -264,7 +264,7 @@ impl<'a> Finder<'a> {
         let tensors = shards.of(self.shard)?;
         let missing = || {
             self.checkpoint.invalid(&format!(
-                "the part of rank {} of tensor {} is missing",
+                "the part of rank {} of tensor {}, or its scales, is missing",
                 self.shard.rank, wanted.name
             ))
         };
@@ -281,14 +281,20 @@ impl<'a> Finder<'a> {
             region: Region::one(tensor.start, tensor.bytes),
         };
         let scales = match tensors.get(&cut_scales_name(&wanted.name)) {
+            None if format == Format::F8E4M3 => return Err(missing()),
             None => None,
-            Some(scales) if scales.shape == [wanted.rows.len()] => Some(ScaleSlice {
+            Some(scales) if scales.shape != [wanted.rows.len()] => {
+                return Err(self.wrong_shape(scales, &[wanted.rows.len()]));
+            }
+            Some(scales) if scales.stored != StoredType::Format(Format::F32) => {
+                return Err(self.wrong_type(scales));
+            }
+            Some(scales) => Some(ScaleSlice {
                 name: scales.name.clone(),
                 place: whole(scales),
                 format: Format::F32,
                 replicas: 1,
             }),
-            Some(scales) => return Err(self.wrong_shape(scales, &[wanted.rows.len()])),
         };
         Ok(wanted.slice(format, scales, Source::Copy(whole(tensor))))
     }
@@ -349,10 +355,10 @@ impl<'a> Finder<'a> {
         let tensor = self.required(&name)?;
         let format = float_format(tensor.stored).ok_or_else(|| self.wrong_type(tensor))?;
         let size = format.value_bytes().unwrap_or(1) as u64;
-        let values: usize = tensor.shape.iter().product();
-        let region = if values == 1 {
+        let is_one = tensor.shape.iter().all(|size| *size == 1);
+        let region = if is_one {
             Region::one(tensor.start, size)
-        } else if values == wanted.height {
+        } else if matches!(tensor.shape[..], [rows] | [rows, 1] if rows == wanted.height) {
             let start = tensor.start + wanted.rows.start as u64 * size;
             Region::one(start, wanted.rows.len() as u64 * size)
         } else {
@@ -362,7 +368,7 @@ impl<'a> Finder<'a> {
             file: tensor.file,
             region,
         };
-        let is_shared = values == 1 || wanted.columns.len() < wanted.width;
+        let is_shared = is_one || wanted.columns.len() < wanted.width;
         Ok(ScaleSlice {
             name,
             place,
@@ -530,9 +536,12 @@ impl<'a> Finder<'a> {
         if unused.len() > LISTED_TENSORS {
             listed.push_str(", …");
         }
+        let count = match unused.len() {
+            1 => "1 tensor is".to_owned(),
+            count => format!("{count} tensors are"),
+        };
         Err(self.checkpoint.unsupported(&format!(
-            "{} tensors are not part of a Llama model that this worker computes: {listed}",
-            unused.len()
+            "{count} not part of a Llama model that this worker computes: {listed}"
         )))
     }
 }

@@ -105,7 +105,7 @@ pub(super) fn requantize(
         .map_err(refuse)?;
     let outs = out.chunks_exact_mut(Format::Q8_0.row_bytes(part.len()));
     for (row, out) in widened.chunks_exact(columns).zip(outs) {
-        quantize(&row[part.clone()], out);
+        quantize(name, &row[part.clone()], out)?;
     }
     Ok(())
 }
@@ -125,23 +125,29 @@ fn dtype_of(kind: GgmlType) -> Option<GgmlDType> {
 
 /// `values` as `Q8_0` blocks.
 #[expect(clippy::cast_possible_truncation, reason = "rounded and in range")]
-fn quantize(values: &[f32], out: &mut [u8]) {
+fn quantize(name: &str, values: &[f32], out: &mut [u8]) -> Result<(), ModelError> {
     let blocks = out.chunks_exact_mut(Format::Q8_0.block_bytes());
     for (values, block) in values.chunks_exact(BLOCK).zip(blocks) {
-        let largest = values
-            .iter()
-            .fold(0.0_f32, |largest, value| largest.max(value.abs()));
-        let scale = f16::from_f32(largest / INT8_MAX);
-        let inverse = match scale.to_f32() {
+        // No number at all is too large a number.
+        let largest = values.iter().fold(0.0_f32, |largest, value| {
+            if value.is_nan() {
+                f32::INFINITY
+            } else {
+                largest.max(value.abs())
+            }
+        });
+        let scale = half_scale(name, largest / INT8_MAX)?;
+        let inverse = match f16::from_le_bytes(scale).to_f32() {
             0.0 => 0.0,
             scale => 1.0 / scale,
         };
-        block[..HALF].copy_from_slice(&scale.to_le_bytes());
+        block[..HALF].copy_from_slice(&scale);
         for (byte, value) in block[HALF..].iter_mut().zip(values) {
             let rounded = (value * inverse).round().clamp(-INT8_MAX, INT8_MAX);
             *byte = (rounded as i8).to_le_bytes()[0];
         }
     }
+    Ok(())
 }
 
 /// Writes the columns `range` of a matrix of `width` columns, which lie one behind

@@ -81,7 +81,9 @@ pub(crate) fn read(
         .collect::<Result<Vec<_>, _>>()?;
     pieces::fill(&files, &matrices, &mut buffers, progress)?;
     if let Some(rank) = verify {
-        check_digests(checkpoint, rank, &matrices, &buffers)?;
+        for (slice, buffer) in matrices.iter().zip(&buffers) {
+            check_digest(checkpoint, rank, slice, buffer)?;
+        }
     }
     let filled = matrices
         .iter()
@@ -95,30 +97,28 @@ pub(crate) fn read(
     .model(slices)
 }
 
-/// Compares the bytes of each matrix with its digest.
-fn check_digests(
+/// Compares the bytes of the part of `rank` of a matrix with the digest that the
+/// checkpoint holds of it.
+pub(crate) fn check_digest(
     checkpoint: &Checkpoint,
     rank: usize,
-    matrices: &[&MatrixSlice],
-    buffers: &[Buffer],
+    slice: &MatrixSlice,
+    bytes: &[u8],
 ) -> Result<(), ModelError> {
-    let check = |(slice, buffer): (&&MatrixSlice, &Buffer)| {
-        let name = cut_name(&slice.name, slice.format);
-        let Some(expected) = checkpoint.digest(rank, &name) else {
-            return Err(checkpoint.invalid(&format!(
-                "tensor {} has no digest; llama-worker shard writes them",
-                slice.name
-            )));
-        };
-        if blake3::hash(buffer).to_hex().as_str() == expected {
-            return Ok(());
-        }
-        Err(checkpoint.invalid(&format!(
-            "the part of rank {rank} of tensor {} is damaged: its bytes do not have the digest {expected}",
+    let name = cut_name(&slice.name, slice.format);
+    let Some(expected) = checkpoint.digest(rank, &name) else {
+        return Err(checkpoint.invalid(&format!(
+            "tensor {} has no digest; llama-worker shard writes them",
             slice.name
-        )))
+        )));
     };
-    matrices.iter().zip(buffers).try_for_each(check)
+    if blake3::hash(bytes).to_hex().as_str() == expected {
+        return Ok(());
+    }
+    Err(checkpoint.invalid(&format!(
+        "the part of rank {rank} of tensor {} is damaged: its bytes do not have the digest {expected}",
+        slice.name
+    )))
 }
 
 /// Memory for the rows of a matrix.
@@ -270,7 +270,7 @@ impl Files {
     }
 
     /// The values of a vector that holds divisors.
-    fn positive(&self, slice: &VectorSlice) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn positive(&self, slice: &VectorSlice) -> Result<Vec<f32>, ModelError> {
         let values = self.vector(slice)?;
         match values.iter().find(|value| **value <= 0.0) {
             Some(value) => Err(ModelError::Invalid(format!(

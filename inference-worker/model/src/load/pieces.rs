@@ -1,6 +1,7 @@
 //! Cutting the reading of matrices into pieces, and taking them in file order.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use llama_checkpoint::slices::{MatrixSlice, Place, Source};
 use llama_checkpoint::{Checkpoint, ModelError};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::{convert, value_bytes};
 use crate::buffer::Buffer;
@@ -23,6 +25,9 @@ const SHORT_STRETCH: u64 = 512;
 const SPAN_BYTES: u64 = 1 << 20;
 /// Columns that are turned into rows together.
 const TURNED_COLUMNS: usize = 64;
+
+/// `RWF_DONTCACHE`, since Linux 6.14.
+const PASSING: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// The open files of a checkpoint.
 #[derive(Debug)]
@@ -156,6 +161,25 @@ impl Files {
         })
     }
 
+    /// Reads what it can of `out` without leaving pages of the file in memory; returns
+    /// how much that is. Whoever reads all of a large file needs that memory for other
+    /// things, and in a pod they count against the same limit. Pages that were there
+    /// before stay.
+    fn read_passing(&self, file: usize, start: u64, out: &mut [u8]) -> usize {
+        let (_, file) = &self.0[file];
+        let mut done = 0;
+        while done < out.len() {
+            let rest = IoSliceMut::new(&mut out[done..]);
+            match preadv2(file, &mut [rest], start + done as u64, PASSING) {
+                Err(Errno::INTR) => {}
+                // What it is, the other way of reading tells.
+                Err(_) | Ok(0) => break,
+                Ok(count) => done += count,
+            }
+        }
+        done
+    }
+
     fn fill(&self, piece: Piece<'_>) -> Result<(), ModelError> {
         let Piece { slice, rows, out } = piece;
         let columns = slice.columns;
@@ -227,7 +251,9 @@ impl Files {
             file, len, stride, ..
         } = stretches;
         if len == stride {
-            return self.read(file, stretches.at(range.start), out);
+            let start = stretches.at(range.start);
+            let done = self.read_passing(file, start, out);
+            return self.read(file, start + done as u64, &mut out[done..]);
         }
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if len as u64 >= SHORT_STRETCH {

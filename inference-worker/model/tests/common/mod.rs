@@ -9,6 +9,8 @@
     reason = "each test file uses a part, and tests may fail"
 )]
 
+pub mod reference;
+
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
@@ -159,6 +161,23 @@ pub fn on_ranks<R: Send>(
     setup: Setup,
     work: impl Fn(&mut Llama, &mut dyn Collective) -> R + Sync,
 ) -> Vec<R> {
+    let load = |options: &LoadOptions| {
+        let options = LoadOptions {
+            verify: checkpoint.cut_for().is_some(),
+            ..*options
+        };
+        Llama::load(checkpoint, &options, &|_, _| {})
+    };
+    on_threads(setup, |options, collective| {
+        work(&mut load(options).expect("loads"), collective)
+    })
+}
+
+/// What `work` makes on each rank of a group of threads.
+pub fn on_threads<R: Send>(
+    setup: Setup,
+    work: impl Fn(&LoadOptions, &mut dyn Collective) -> R + Sync,
+) -> Vec<R> {
     std::thread::scope(|scope| {
         let ranks: Vec<_> = thread_ranks(setup.layout)
             .into_iter()
@@ -172,10 +191,9 @@ pub fn on_ranks<R: Send>(
                         slots: setup.slots,
                         max_tokens: setup.max_tokens,
                         kv: setup.kv,
-                        verify: checkpoint.cut_for().is_some(),
+                        verify: false,
                     };
-                    let mut model = Llama::load(checkpoint, &options, &|_, _| {}).expect("loads");
-                    work(&mut model, &mut collective)
+                    work(&options, &mut collective)
                 })
             })
             .collect();
@@ -198,7 +216,7 @@ pub fn segment(slot: u32, start: usize, tokens: &[u32]) -> Segment {
 
 /// The logits after each of `tokens`, computed `step` at a time.
 pub fn all_logits(
-    model: &mut Llama,
+    model: &mut dyn StepModel,
     collective: &mut dyn Collective,
     tokens: &[u32],
     step: usize,
@@ -216,7 +234,7 @@ pub fn all_logits(
 
 /// The most likely tokens behind `prompt`, one after another.
 pub fn greedy(
-    model: &mut Llama,
+    model: &mut dyn StepModel,
     collective: &mut dyn Collective,
     prompt: &[u32],
     count: usize,
@@ -236,7 +254,7 @@ pub fn greedy(
 /// The logits after each of `tokens`, computed one by one behind `prompt`, and
 /// before them those after the prompt.
 pub fn teacher_forced(
-    model: &mut Llama,
+    model: &mut dyn StepModel,
     collective: &mut dyn Collective,
     prompt: &[u32],
     tokens: &[u32],

@@ -220,7 +220,15 @@ fn ranks_that_wait_for_each_other_do_not_wait_for_ever() {
 #[test]
 fn other_operations_and_lengths_are_out_of_step() {
     type Body = fn(&mut ShmLink) -> Result<(), CollectiveError>;
-    let bodies: [(Body, usize); 4] = [
+    let bodies: [(Body, usize); 5] = [
+        // Both bring 24 bytes.
+        (
+            |link| match link.rank() {
+                0 => link.gather_words([0; 3]).map(drop),
+                _ => link.all_gather(&[0.0; 6], &[6, 6], &mut [0.0; 12]),
+            },
+            2,
+        ),
         (
             |link| link.all_reduce_sum(&mut vec![0.0; 4 + link.rank()]),
             2,

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use llama_model::CollectiveError;
@@ -409,17 +410,22 @@ impl Peers {
 }
 
 impl Drop for Peers {
-    /// Lets every writer finish what it was given.
+    /// Lets every writer finish what it was given. A group that is over ends its
+    /// readers too; in one that goes on they end when their peers close.
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
         for wire in self.wires.iter_mut().flatten() {
             wire.outgoing = None;
         }
+        let mut threads: Vec<JoinHandle<()>> = Vec::new();
         for wire in self.wires.iter_mut().flatten() {
-            if let Some(writer) = wire.writer.take()
-                && writer.join().is_err()
-            {
-                tracing::warn!("a writer thread panicked");
+            threads.extend(wire.writer.take());
+            let is_over = self.shared.board.is_over();
+            threads.extend(wire.reader.take().filter(|_| is_over));
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::warn!("a thread of a connection panicked");
             }
         }
     }

@@ -1,3 +1,4 @@
+use super::frame::{Frame, Kind};
 use super::peers::PIECE_BYTES;
 use super::*;
 use crate::comm::fixtures::{expected, gathers, group, layouts, mesh, operate, values};
@@ -106,14 +107,14 @@ fn a_stage_runs_ahead_of_a_slow_one_only_so_far() {
         tensor: 1,
         pipeline: 2,
     };
-    let pieces = 40;
+    let pieces = 80;
     let results = on_ranks(layout, |mut link| {
         let data = values(7, PIECE_BYTES / size_of::<f32>());
         if link.rank() == 0 {
             (0..pieces).for_each(|_| link.send_next(&data).unwrap());
         } else {
             // Longer than a write may make no progress.
-            std::thread::sleep(Duration::from_millis(2500));
+            std::thread::sleep(Duration::from_secs(4));
             let mut received = vec![0.0; data.len()];
             for _ in 0..pieces {
                 received.fill(0.0);
@@ -252,6 +253,27 @@ fn the_rank_that_holds_all_up_is_named_and_not_those_that_wait_for_it() {
 }
 
 #[test]
+fn a_piece_out_of_sequence_is_not_summed() {
+    let placement = alone(Layout::tensor(2));
+    let mut mesh = mesh(placement);
+    let connections = std::mem::take(&mut mesh[0]);
+    let mut link = TcpLink::new(placement, 0, connections, board()).unwrap();
+    let frame = Frame {
+        kind: Kind::Reduce,
+        sequence: 1,
+        payload: vec![0; 4],
+    };
+    let peer = mesh[1][0].as_mut().unwrap();
+    frame.write(peer).unwrap();
+    match link.all_reduce_sum(&mut [1.0]) {
+        Err(CollectiveError::OutOfStep { rank: 1, reason }) => {
+            assert!(reason.contains("sent piece 1"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn the_first_cause_travels_to_every_rank() {
     let mut links = links(alone(Layout::tensor(3)));
     let mut cause = Failure::new(FailureCategory::RankDied, "rank 5 was killed").at_rank(5);
@@ -272,7 +294,15 @@ fn the_first_cause_travels_to_every_rank() {
 #[test]
 fn other_operations_and_lengths_are_out_of_step() {
     type Body = fn(&mut TcpLink) -> Result<(), CollectiveError>;
-    let bodies: [(Body, usize); 4] = [
+    let bodies: [(Body, usize); 5] = [
+        // Both bring 24 bytes.
+        (
+            |link| match link.rank() {
+                0 => link.gather_words([0; 3]).map(drop),
+                _ => link.all_gather(&[0.0; 6], &[6, 6], &mut [0.0; 12]),
+            },
+            2,
+        ),
         (
             |link| match link.rank() {
                 0 => link.all_reduce_sum(&mut [1.0]),

@@ -3,7 +3,8 @@
 //! The writer sends a beat whenever it has had nothing else to send, so a reader
 //! that hears nothing knows its peer is gone, computing or not. When the group is
 //! over, writers pass the first cause on before they close: every pod can then
-//! name it.
+//! name it. Readers read on for a while, since closing with something unread would
+//! reset the connection and take from the peer what it has not read yet.
 
 use std::io::{BufWriter, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
@@ -31,6 +32,8 @@ const FRAMES_IN_FLIGHT: usize = 4 + AHEAD;
 const READ_SLICE: Duration = Duration::from_millis(100);
 /// How long a write may make no progress.
 const WRITE_LIMIT: Duration = Duration::from_secs(2);
+/// How long a reader waits for its peer to close once the group is over.
+const LINGER: Duration = Duration::from_millis(500);
 
 /// What the threads of a rank's connections share.
 #[derive(Clone, Debug)]
@@ -55,6 +58,7 @@ pub(super) struct Wire {
     /// Whether the peer waits for another rank, as of its last beat.
     pub(super) waits: Arc<AtomicBool>,
     pub(super) writer: Option<JoinHandle<()>>,
+    pub(super) reader: Option<JoinHandle<()>>,
 }
 
 impl Wire {
@@ -76,9 +80,9 @@ impl Wire {
             received: 0,
             waits: Arc::clone(&waits),
         };
-        std::thread::Builder::new()
+        let reader = std::thread::Builder::new()
             .name(format!("from-rank-{rank}"))
-            .spawn(move || reader.run(&frames, &credit))?;
+            .spawn(move || reader.run(frames, credit))?;
         let shared = shared.clone();
         let writer = std::thread::Builder::new()
             .name(format!("to-rank-{rank}"))
@@ -89,6 +93,7 @@ impl Wire {
             taken,
             waits,
             writer: Some(writer),
+            reader: Some(reader),
         })
     }
 }
@@ -166,7 +171,7 @@ enum Stop {
 }
 
 impl Reader {
-    fn run(mut self, frames: &SyncSender<Frame>, credit: &Sender<()>) {
+    fn run(mut self, frames: SyncSender<Frame>, credit: Sender<()>) {
         let stop = loop {
             let frame = match self.read_frame() {
                 Ok(frame) => frame,
@@ -187,6 +192,24 @@ impl Reader {
         };
         if let Stop::Failed(failure) = stop {
             self.shared.board.fail(&failure);
+        }
+        // Whoever waits for frames learns that there are no more.
+        drop((frames, credit));
+        if self.shared.board.is_over() {
+            self.read_on();
+        }
+    }
+
+    /// Reads what nobody needs any more, until the peer closes too.
+    fn read_on(&mut self) {
+        let until = Instant::now() + LINGER;
+        let mut unread = [0; 4096];
+        while Instant::now() < until {
+            match self.stream.read(&mut unread) {
+                Ok(1..) => {}
+                Err(error) if is_pause(error.kind()) => {}
+                Ok(0) | Err(_) => return,
+            }
         }
     }
 

@@ -1,0 +1,101 @@
+//! Writes what the fuzz targets begin with, out of the models that tests use.
+//!
+//!     fuzz_seeds FOLDER
+
+#[path = "../tests/hostile/gguf.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    clippy::expect_used,
+    reason = "tests use more of it, and may fail"
+)]
+mod gguf;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use gguf::{Header, text};
+
+const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/reference");
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let corpus: PathBuf = std::env::args_os()
+        .nth(1)
+        .ok_or("usage: fuzz_seeds FOLDER")?
+        .into();
+    let put = |target: &str, name: &str, bytes: &[u8]| -> std::io::Result<()> {
+        let folder = corpus.join(target);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join(name), bytes)
+    };
+    for entry in Path::new(MODELS).read_dir()? {
+        let folder = entry?.path();
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let (config, model) = (folder.join("config.json"), folder.join("model.safetensors"));
+        if config.is_file() {
+            put("config", &name, &std::fs::read(config)?)?;
+        }
+        if model.is_file() {
+            put("safetensors", &name, header(&std::fs::read(model)?)?)?;
+        }
+    }
+    for (name, header) in [("llama", Header::llama()), ("llama4", Header::llama4())] {
+        put("gguf", name, &header.to_bytes().0)?;
+    }
+    put("tokenizer", "smollm", &tokenizer().to_bytes().0)?;
+    Ok(())
+}
+
+/// The header of a safetensors file.
+fn header(file: &[u8]) -> Result<&[u8], Box<dyn Error>> {
+    let (len, rest) = file.split_first_chunk().ok_or("a file without a header")?;
+    let len = usize::try_from(u64::from_le_bytes(*len))?;
+    Ok(rest.get(..len).ok_or("a header that is cut short")?)
+}
+
+/// Metadata with a tokenizer, and no tensors.
+fn tokenizer() -> Header {
+    let mut header = Header::llama();
+    header.tensors.clear();
+    let texts = |list: &[&str]| {
+        let mut out = [
+            8_u32.to_le_bytes().as_slice(),
+            &(list.len() as u64).to_le_bytes(),
+        ]
+        .concat();
+        for item in list {
+            out.extend(text(item));
+        }
+        out
+    };
+    let tokens = [
+        "t",
+        "h",
+        "e",
+        "Ġ",
+        "Ċ",
+        "th",
+        "the",
+        "Ġthe",
+        "1",
+        "2",
+        "<|im_end|>",
+    ];
+    let mut types = [5_u32.to_le_bytes().as_slice(), &11_u64.to_le_bytes()].concat();
+    for id in 0..11 {
+        types.extend(if id == 10 { 3_i32 } else { 1 }.to_le_bytes());
+    }
+    header.set("tokenizer.ggml.model", 8, text("gpt2"));
+    header.set("tokenizer.ggml.pre", 8, text("llama-bpe"));
+    header.set("tokenizer.ggml.tokens", 9, texts(&tokens));
+    header.set("tokenizer.ggml.token_type", 9, types);
+    header.set("tokenizer.ggml.merges", 9, texts(&["t h", "th e", "Ġ the"]));
+    header.set_size("tokenizer.ggml.eos_token_id", 10);
+    header.set("tokenizer.ggml.add_bos_token", 7, [0]);
+    header.set(
+        "tokenizer.chat_template",
+        8,
+        text("{{ messages[0].content }}"),
+    );
+    header
+}

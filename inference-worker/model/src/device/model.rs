@@ -1,0 +1,293 @@
+//! A Llama model's forward pass on one rank, on any candle device.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+use llama_checkpoint::memory::{KvFormat, check_context};
+use llama_checkpoint::slices::{MatrixSlice, ModelSlices};
+use llama_checkpoint::{Checkpoint, Format, LlamaConfig, ModelError, Shard};
+
+use super::cache::{CacheShape, TensorCache};
+use super::collective::{Staged, TensorCollective};
+use super::layer::{Layer, Pass};
+use super::load::DeviceReader;
+use super::matrix::{Matrix, Precision};
+use super::operations::{Operations, Sequence};
+use super::tensors::TensorOperations;
+use crate::collective::Collective;
+use crate::kernels;
+use crate::llama::LoadOptions;
+use crate::rope::Rope;
+use crate::step::{Segment, StepError, StepLimits, StepModel, join_columns, wanted_rows};
+
+/// One rank's part of a Llama model on a device, with its KV cache.
+#[derive(Debug)]
+pub struct DeviceLlama {
+    config: LlamaConfig,
+    operations: TensorOperations,
+    /// On the first stage. Stays in main memory: a step needs few of its rows.
+    embedding: Option<Embedding>,
+    layers: Vec<Layer<Matrix>>,
+    /// Norm and output head, on the last stage.
+    head: Option<(Tensor, Matrix)>,
+    cache: TensorCache,
+    is_last_stage: bool,
+    /// Rows of the output head that each rank of the group has.
+    vocab_ranges: Vec<Range<usize>>,
+}
+
+/// A rank's rows of the token embedding.
+#[derive(Debug)]
+struct Embedding {
+    bytes: Vec<u8>,
+    scales: Option<Vec<f32>>,
+    format: Format,
+    columns: usize,
+    tokens: Range<usize>,
+}
+
+impl Embedding {
+    /// Writes the row of `token` into `row`, if this rank has it.
+    fn unpack(&self, token: usize, row: &mut [f32]) {
+        if !self.tokens.contains(&token) {
+            return;
+        }
+        let number = token - self.tokens.start;
+        let size = self.format.row_bytes(self.columns);
+        let bytes = &self.bytes[number * size..(number + 1) * size];
+        let scale = self.scales.as_ref().map(|scales| scales[number]);
+        kernels::unpack(self.format, bytes, scale, row);
+    }
+}
+
+impl DeviceLlama {
+    /// Loads the part of `options.rank` onto `device`, telling `progress` the bytes
+    /// read and the bytes to read.
+    ///
+    /// # Errors
+    /// Those of [`Llama::load`](crate::Llama::load); `InsufficientMemory` when the
+    /// device has no room.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        (device, precision): (&Device, Precision),
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, ModelError> {
+        let config = checkpoint.config().clone();
+        let shard = Shard::new(&config, options.layout, options.rank)?;
+        check_context(&config, options.max_tokens)?;
+        let slices = ModelSlices::locate(checkpoint, &shard)?;
+        let mut reader = DeviceReader::open(
+            checkpoint,
+            options.verify.then_some(options.rank),
+            (device, precision),
+            (progress, slices.bytes()),
+        )?;
+
+        let embedding = slices.embedding.as_ref();
+        // A tied model's head is its embedding.
+        let head = slices.head.as_ref().or(embedding);
+        let head = match (&slices.norm, head) {
+            (Some(norm), Some(head)) => Some((reader.vector(norm)?, reader.matrix(head)?)),
+            _ => None,
+        };
+        let embedding = embedding
+            .map(|slice| read_embedding(&mut reader, slice, shard.vocab.clone()))
+            .transpose()?;
+        let layers = shard
+            .layers
+            .clone()
+            .zip(&slices.layers)
+            .map(|(number, slices)| reader.layer((&config, number), slices))
+            .collect::<Result<Vec<_>, _>>()?;
+        let factors = slices.rope_factors.as_ref();
+        let factors = factors
+            .map(|factors| reader.divisors(factors))
+            .transpose()?;
+        let rope = Rope::new(&config, factors.as_deref());
+
+        let shape = CacheShape {
+            slots: options.slots,
+            max_tokens: options.max_tokens,
+            kv_heads: shard.kv_heads.len(),
+            head_dim: config.head_dim,
+            chunks: layers.iter().map(|layer| layer.attention.chunk).collect(),
+        };
+        let kept = match options.kv {
+            KvFormat::F16 => DType::F16,
+            KvFormat::F32 => DType::F32,
+        };
+        Ok(Self {
+            operations: TensorOperations::new(device, rope.steps().to_vec()),
+            embedding,
+            layers,
+            head,
+            cache: TensorCache::new(shape, kept, device),
+            is_last_stage: shard.is_last_stage(),
+            vocab_ranges: vocab_ranges(&config, options)?,
+            config,
+        })
+    }
+
+    fn check(&self, segments: &[Segment]) -> Result<(), StepError> {
+        let limits = StepLimits {
+            slots: self.cache.shape().slots,
+            max_tokens: self.cache.shape().max_tokens,
+            vocab: self.config.vocab,
+            chunk: self.config.chunk,
+        };
+        limits.check(segments, |slot| self.cache.tokens(slot))
+    }
+
+    /// The residual stream where this stage begins: rows of the embedding, of which
+    /// each rank has a part, or what the stage before sends.
+    fn begin(
+        &self,
+        segments: &[Segment],
+        collective: &mut dyn TensorCollective,
+    ) -> Result<Tensor, StepError> {
+        let count = segments.iter().map(|segment| segment.tokens.len()).sum();
+        let shape = (count, self.config.hidden);
+        let device = self.operations.device();
+        let Some(embedding) = &self.embedding else {
+            let x = Tensor::zeros(shape, DType::F32, device).map_err(StepError::Compute)?;
+            collective.receive_previous(&x)?;
+            return Ok(x);
+        };
+        let mut rows = vec![0.0; count * self.config.hidden];
+        let tokens = segments.iter().flat_map(|segment| &segment.tokens);
+        for (token, row) in tokens.zip(rows.chunks_exact_mut(self.config.hidden)) {
+            embedding.unpack(*token as usize, row);
+        }
+        let x = Tensor::from_vec(rows, shape, device).map_err(StepError::Compute)?;
+        collective.all_reduce_sum(&x)?;
+        Ok(x)
+    }
+
+    fn compute(
+        &mut self,
+        segments: &[Segment],
+        collective: &mut dyn TensorCollective,
+    ) -> Result<Vec<Vec<f32>>, StepError> {
+        let sequences: Vec<Sequence> = segments.iter().map(sequence).collect();
+        let mut x = self.begin(segments, collective)?;
+        for sequence in &sequences {
+            self.cache
+                .set_tokens(sequence.slot, sequence.start + sequence.len);
+        }
+        let rows = self
+            .operations
+            .rows(&sequences)
+            .map_err(StepError::Compute)?;
+        let mut pass = Pass {
+            operations: &self.operations,
+            rows: &rows,
+            cache: &mut self.cache,
+            epsilon: self.config.rms_epsilon,
+            collective,
+        };
+        for (number, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(number, &x, &mut pass)?;
+        }
+        if !self.is_last_stage {
+            collective.send_next(&x)?;
+        }
+        let wanted = wanted_rows(segments);
+        if wanted.is_empty() {
+            // A peer's failure belongs to the step in which it happened.
+            collective.settle()?;
+            return Ok(Vec::new());
+        }
+        let part = match &self.head {
+            None => None,
+            Some(head) => Some(
+                self.project(&x, &wanted, head)
+                    .map_err(StepError::Compute)?,
+            ),
+        };
+        let lens: Vec<usize> = self
+            .vocab_ranges
+            .iter()
+            .map(|range| range.len() * wanted.len())
+            .collect();
+        let all = collective.all_gather(part.as_ref(), &lens)?;
+        Ok(join_columns(&all, &self.vocab_ranges, wanted.len()))
+    }
+
+    /// This rank's columns of the logits after the rows `wanted`.
+    fn project(
+        &self,
+        x: &Tensor,
+        wanted: &[u32],
+        (norm, head): &(Tensor, Matrix),
+    ) -> candle_core::Result<Tensor> {
+        let wanted = Tensor::from_slice(wanted, wanted.len(), self.operations.device())?;
+        let x = x.index_select(&wanted, 0)?;
+        let x = self
+            .operations
+            .rms_norm(&x, norm, self.config.rms_epsilon)?;
+        self.operations.linear(&x, head)
+    }
+}
+
+/// Rows of the output head that each rank of the group has: none before the last
+/// stage.
+fn vocab_ranges(
+    config: &LlamaConfig,
+    options: &LoadOptions,
+) -> Result<Vec<Range<usize>>, ModelError> {
+    (0..options.layout.world())
+        .map(|rank| {
+            let shard = Shard::new(config, options.layout, rank)?;
+            Ok(if shard.is_last_stage() {
+                shard.vocab
+            } else {
+                0..0
+            })
+        })
+        .collect()
+}
+
+fn read_embedding(
+    reader: &mut DeviceReader<'_>,
+    slice: &MatrixSlice,
+    tokens: Range<usize>,
+) -> Result<Embedding, ModelError> {
+    let (bytes, scales) = reader.bytes(slice)?;
+    Ok(Embedding {
+        bytes,
+        scales,
+        format: slice.format,
+        columns: slice.columns,
+        tokens,
+    })
+}
+
+fn sequence(segment: &Segment) -> Sequence {
+    Sequence {
+        slot: segment.slot as usize,
+        start: segment.start as usize,
+        len: segment.tokens.len(),
+    }
+}
+
+impl StepModel for DeviceLlama {
+    fn vocab_size(&self) -> usize {
+        self.config.vocab
+    }
+
+    fn step(
+        &mut self,
+        segments: &[Segment],
+        collective: &mut dyn Collective,
+    ) -> Result<Vec<Vec<f32>>, StepError> {
+        self.check(segments)?;
+        if segments.is_empty() {
+            return Ok(Vec::new());
+        }
+        match collective.on_device() {
+            Some(collective) => self.compute(segments, collective),
+            None => self.compute(segments, &mut Staged(collective)),
+        }
+    }
+}
