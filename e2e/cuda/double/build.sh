@@ -21,13 +21,14 @@ compile() { # source object flag…
 }
 
 # One library: its objects, and a stand-in for whatever of `needed` they do not define.
-library() { # soname needed-list answer object…
-    local name=$1 needed=$2 answer=$3
+library() { # soname needed-list end-of-a-call object…
+    local name=$1 needed=$2 end=$3
     shift 3
     local objects=("${@/#/$work/}")
     for object in "${objects[@]}"; do functions_of "$object"; done | sort -u >"$work/defined"
     sort -u "$needed" | comm -23 - "$work/defined" |
-        sed "s/.*/int &(void) { $answer }/" >"$work/rest.c"
+        sed "s/.*/int &(void) { dprintf(2, \"the test double of $name lacks &\\\\n\"); $end; }/" |
+        sed '1i #define _GNU_SOURCE\n#include <stdio.h>\n#include <stdlib.h>' >"$work/rest.c"
     # As in the real libraries, the version of a symbol is its library's name.
     printf '%s { *; };\n' "$name" >"$work/versions"
     gcc -shared -fPIC -O1 -o "$folder/$name" -Wl,-soname,"$name" -Wl,--version-script,"$work/versions" \
@@ -35,8 +36,6 @@ library() { # soname needed-list answer object…
 }
 
 program_needs() { nm -D --undefined-only "$program" | sed -n "s/^ *U \($1[A-Za-z0-9_]*\).*/\1/p"; }
-
-missing() { printf '__builtin_printf("the test double of %s lacks a function that was called\\\\n"); __builtin_abort();' "$1"; }
 
 # Every function of cuda.h, as toolkit.sh's stand-in has them: NOT_SUPPORTED.
 nm -D --defined-only "$CUDA_HOME/lib/stubs/libcuda.so" | sed -n 's/.* T \(cu.*\)/\1/p' >"$work/cuda"
@@ -50,9 +49,9 @@ compile libraries.c cublas.o -DCUBLAS
 compile libraries.c curand.o -DCURAND
 
 LIBRARIES=()
-library libcuda.so.1 "$work/cuda" "return 801;" driver.o
+library libcuda.so.1 "$work/cuda" "return 801" driver.o
 ln -sf libcuda.so.1 "$folder/libcuda.so"
 LIBRARIES=(-lcuda)
-library libnccl.so.2 "$work/nccl" "$(missing NCCL)" nccl.o
-library libcublas.so.13 "$work/cublas" "$(missing cuBLAS)" cublas.o
-library libcurand.so.10 "$work/curand" "$(missing cuRAND)" curand.o
+library libnccl.so.2 "$work/nccl" "abort()" nccl.o
+library libcublas.so.13 "$work/cublas" "abort()" cublas.o
+library libcurand.so.10 "$work/curand" "abort()" curand.o

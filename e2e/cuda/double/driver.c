@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -97,6 +98,8 @@ struct task {
 };
 
 struct CUstream_st {
+    /* The stream opened before. */
+    CUstream previous;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct task *first, **last;
@@ -112,6 +115,7 @@ struct CUevent_st {
 };
 
 static struct CUstream_st default_stream;
+static _Atomic(CUstream) newest;
 static pthread_once_t default_once = PTHREAD_ONCE_INIT;
 static __thread CUstream running;
 
@@ -156,6 +160,9 @@ static void open_stream(CUstream stream)
     pthread_mutex_init(&stream->lock, NULL);
     pthread_cond_init(&stream->changed, NULL);
     stream->last = &stream->first;
+    stream->previous = newest;
+    while (!atomic_compare_exchange_weak(&newest, &stream->previous, stream))
+        ;
     pthread_create(&thread, NULL, work, stream);
     pthread_detach(thread);
 }
@@ -321,6 +328,14 @@ CUresult cuCtxGetCurrent(CUcontext *context)
 {
     *context = current;
     return CUDA_SUCCESS;
+}
+
+CUresult cuCtxSynchronize(void)
+{
+    CUresult result = CUDA_SUCCESS;
+    for (CUstream stream = newest; stream && !result; stream = stream->previous)
+        result = wait_for(stream);
+    return result;
 }
 
 CUresult cuMemAlloc(CUdeviceptr *address, size_t size) { return allocate(address, size); }
