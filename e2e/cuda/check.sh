@@ -14,7 +14,8 @@ NEEDED_GB=8
 FEATURES=cuda,nccl
 # EX_USAGE, the exit code of a wrong configuration.
 CONFIGURATION=64
-MISSING='no CUDA device: the driver libcuda.so.1 says "no CUDA-capable device is detected"; run on a node with a GPU, or use --device=cpu'
+# As it stands in a line of the log, which is JSON.
+MISSING='no CUDA device: the driver libcuda.so.1 says \"no CUDA-capable device is detected\"; run on a node with a GPU, or use --device=cpu'
 
 fail() {
     printf 'check-cuda: %s\n' "$*" >&2

@@ -37,7 +37,7 @@ const KILLED: &str = "rank 1 died";
 const ROUNDS: usize = 24;
 
 /// One rank process.
-struct Rank {
+struct Process {
     rank: usize,
     layout: Layout,
     board: Board,
@@ -45,7 +45,7 @@ struct Rank {
     device: Device,
 }
 
-impl Rank {
+impl Process {
     fn connect(&mut self) -> Result<Box<dyn Link>, NcclError> {
         let control = self.control.take().expect("connects once");
         nccl::connect(control, self.board.clone(), &self.device)
@@ -97,7 +97,7 @@ fn upload(values: &[f32], dtype: DType, device: &Device) -> Tensor {
 }
 
 /// Sums, stages and gathers, again and again.
-fn exchange(mut rank: Rank) {
+fn exchange(mut rank: Process) {
     let mut link = rank.connected();
     let (layout, number) = (rank.layout, rank.rank);
     let stage = layout.stage(number);
@@ -132,7 +132,7 @@ fn exchange(mut rank: Rank) {
     );
 }
 
-fn gather(rank: &Rank, link: &mut dyn Link, round: usize) {
+fn gather(rank: &Process, link: &mut dyn Link, round: usize) {
     let world = rank.layout.world();
     let lens: Vec<usize> = (0..world)
         .map(|rank| (rank + round / 4) % 3 * 701)
@@ -154,7 +154,7 @@ fn collective(error: StepError) -> CollectiveError {
 }
 
 /// Sums until it fails; returns how, and how long the last sum took.
-fn sum_until_it_fails(rank: &Rank, link: &mut dyn Link) -> (CollectiveError, Duration) {
+fn sum_until_it_fails(rank: &Process, link: &mut dyn Link) -> (CollectiveError, Duration) {
     for _ in 0..100 {
         let begun = Instant::now();
         let tensor = rank.ones(1000);
@@ -173,7 +173,7 @@ fn sum_until_it_fails(rank: &Rank, link: &mut dyn Link) -> (CollectiveError, Dur
 }
 
 /// Rank 1 dies in the middle; the parent, like a supervisor, tells.
-fn peer_dies(mut rank: Rank) {
+fn peer_dies(mut rank: Process) {
     let mut link = rank.connected();
     if rank.rank == 1 {
         let tensor = rank.ones(1000);
@@ -193,7 +193,7 @@ fn peer_dies(mut rank: Rank) {
 }
 
 /// Rank 1 lives, but does not come.
-fn peer_does_not_come(mut rank: Rank) {
+fn peer_does_not_come(mut rank: Process) {
     let mut link = rank.connected();
     if rank.rank == 1 {
         std::thread::sleep(Duration::from_secs(3));
@@ -210,7 +210,7 @@ fn peer_does_not_come(mut rank: Rank) {
 }
 
 /// A connection of rank 0 breaks.
-fn connection_breaks(mut rank: Rank) {
+fn connection_breaks(mut rank: Process) {
     let mut link = rank.connected();
     let (error, _) = sum_until_it_fails(&rank, link.as_mut());
     match (rank.rank, &error) {
@@ -235,7 +235,7 @@ fn connection_breaks(mut rank: Rank) {
 }
 
 /// Rank 1 goes after it has learned the identifier.
-fn peer_goes_before_it_connects(mut rank: Rank) {
+fn peer_goes_before_it_connects(mut rank: Process) {
     if rank.rank == 1 {
         let mut id = Vec::new();
         rank.control.as_mut().unwrap().broadcast(&mut id).unwrap();
@@ -251,7 +251,7 @@ fn peer_goes_before_it_connects(mut rank: Rank) {
 }
 
 /// The ranks sum tensors of different lengths.
-fn ranks_differ(mut rank: Rank) {
+fn ranks_differ(mut rank: Process) {
     let mut link = rank.connected();
     let tensor = rank.ones(10 + rank.rank);
     let done = on_device(link.as_mut())
@@ -262,7 +262,7 @@ fn ranks_differ(mut rank: Rank) {
 }
 
 /// What NCCL cannot send is refused before any rank waits for it.
-fn refusals(mut rank: Rank) {
+fn refusals(mut rank: Process) {
     let mut link = rank.connected();
     let whole = Tensor::zeros((4, 6), DType::F32, &rank.device).unwrap();
     let apart = whole.narrow(1, 0, 3).unwrap();
@@ -289,7 +289,10 @@ fn refusals(mut rank: Rank) {
     assert_eq!(read(&tensor), [2.0; 5]);
 }
 
-const PARTS: [(&str, fn(Rank)); 7] = [
+/// What a rank does.
+type Part = fn(Process);
+
+const PARTS: [(&str, Part); 7] = [
     ("exchange", exchange),
     ("peer-dies", peer_dies),
     ("peer-does-not-come", peer_does_not_come),
@@ -326,7 +329,7 @@ fn child() {
     let control = ShmLink::new(region, board.clone(), layout, rank, false).unwrap();
     let part = variable(PART_ENV);
     let (_, run) = PARTS.iter().find(|(name, _)| *name == part).unwrap();
-    run(Rank {
+    run(Process {
         rank,
         layout,
         board,

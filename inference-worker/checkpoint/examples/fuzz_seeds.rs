@@ -15,6 +15,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use gguf::{Header, text};
+use serde_json::{Map, json};
 
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../model/tests/reference");
 
@@ -42,7 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, header) in [("llama", Header::llama()), ("llama4", Header::llama4())] {
         put("gguf", name, &header.to_bytes().0)?;
     }
-    put("tokenizer", "smollm", &tokenizer().to_bytes().0)?;
+    put("tokenizer", "gguf", &tokenizer().to_bytes().0)?;
+    put("tokenizer", "json", tokenizer_json().as_bytes())?;
     Ok(())
 }
 
@@ -98,4 +100,35 @@ fn tokenizer() -> Header {
         text("{{ messages[0].content }}"),
     );
     header
+}
+
+/// A `tokenizer.json` of all bytes, two merges and a control token.
+fn tokenizer_json() -> String {
+    let mut vocabulary = Map::new();
+    let mut next = 256;
+    for byte in 0..256_u32 {
+        // Bytes that print stand for themselves, the others for what follows.
+        let is_plain = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+        let code = if is_plain { byte } else { next };
+        next += u32::from(!is_plain);
+        let character = char::from_u32(code).unwrap_or_default();
+        vocabulary.insert(character.to_string(), json!(byte));
+    }
+    vocabulary.insert("th".to_owned(), json!(256));
+    vocabulary.insert("the".to_owned(), json!(257));
+    json!({
+        "version": "1.0",
+        "added_tokens": [{"id": 258, "content": "<|im_end|>", "special": true}],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}| ?\\p{L}+|\\s+(?!\\S)"},
+                "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]},
+        "post_processor": {"type": "ByteLevel", "trim_offsets": true},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [["t", "h"], ["th", "e"]],
+            "ignore_merges": true},
+    })
+    .to_string()
 }

@@ -28,6 +28,8 @@ const CONFIG_LIMIT: u64 = 1 << 20;
 const MANIFEST_LIMIT: u64 = 256 << 20;
 /// Version of the form of [`ShardManifest`].
 const SHARDS_VERSION: u32 = 1;
+/// Hexadecimal digits of a BLAKE3 hash.
+const DIGEST_LEN: usize = 64;
 /// Ranks that a model may be cut for.
 const MAX_RANKS: usize = 4096;
 
@@ -431,6 +433,16 @@ fn read_manifest(path: &Path) -> Result<ShardManifest, ModelError> {
     if digests != 0 && digests != files {
         return Err(ModelError::Invalid(format!(
             "{file} names {files} files and digests of {digests}"
+        )));
+    }
+    let is_digest =
+        |text: &str| text.len() == DIGEST_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut digests = manifest.digests.iter().flatten();
+    if let Some((name, digest)) = digests.find(|(_, digest)| !is_digest(digest)) {
+        return Err(ModelError::Invalid(format!(
+            "{file} gives tensor {} the digest \"{}\", expected {DIGEST_LEN} hexadecimal digits",
+            shown(name),
+            shown(digest)
         )));
     }
     let config = manifest.config.check(&file.to_string())?;

@@ -1,28 +1,27 @@
-//! The tokenizer in the metadata of a GGUF.
+//! A `tokenizer.json`, or, where it does not begin like one, a GGUF with a
+//! tokenizer.
 #![no_main]
 
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use llama_fuzz::{folder, refused, write};
-use llama_model::Gguf;
-use llama_model::text::{ChatTemplate, Special, Tokenizer};
+use llama_model::text::{ModelText, Special};
 use tempfile::TempDir;
 
-static FOLDER: LazyLock<TempDir> = LazyLock::new(folder);
+static JSON: LazyLock<TempDir> = LazyLock::new(folder);
+static GGUF: LazyLock<TempDir> = LazyLock::new(folder);
 const TEXT: &str = "Grüße, <|im_start|>world<|im_end|>\u{1F980} 12345\n\n  the end\0";
 
 fuzz_target!(|data: &[u8]| {
-    let path = FOLDER.path().join("model.gguf");
-    write(&path, &[data], 0);
-    let read = Gguf::open(&path).and_then(|gguf| {
-        let tokenizer = Tokenizer::from_gguf(&gguf)?;
-        let template = ChatTemplate::from_gguf(&gguf, &tokenizer)?;
-        Ok((tokenizer, template))
-    });
-    let tokenizer = match read {
-        Ok((tokenizer, _)) => tokenizer,
-        Err(error) => return refused(FOLDER.path(), &error),
+    let (folder, name) = match data.first() {
+        Some(b'{') => (JSON.path(), "tokenizer.json"),
+        _ => (GGUF.path(), "model.gguf"),
+    };
+    write(&folder.join(name), &[data], 0);
+    let tokenizer = match ModelText::open(&folder.join(name)) {
+        Ok(text) => text.tokenizer,
+        Err(error) => return refused(folder, &error),
     };
     for special in [Special::Parse, Special::Plain] {
         let Ok(ids) = tokenizer.encode_prompt(TEXT, special) else {

@@ -67,5 +67,8 @@ pub fn refused(folder: &Path, error: &ModelError) {
     let folder = folder.display().to_string();
     assert!(sentence.contains(&folder), "names no file: {sentence}");
     assert!(sentence.len() <= MAX_MESSAGE, "is long: {sentence}");
-    assert!(!sentence.contains(char::is_control), "has lines: {sentence:?}");
+    assert!(
+        !sentence.contains(char::is_control),
+        "has lines: {sentence:?}"
+    );
 }

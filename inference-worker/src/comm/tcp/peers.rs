@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -420,8 +420,11 @@ impl Drop for Peers {
         let mut threads: Vec<JoinHandle<()>> = Vec::new();
         for wire in self.wires.iter_mut().flatten() {
             threads.extend(wire.writer.take());
-            let is_over = self.shared.board.is_over();
-            threads.extend(wire.reader.take().filter(|_| is_over));
+            if self.shared.board.is_over() {
+                // One that waits for its frames to be taken would not end.
+                wire.incoming = mpsc::channel().1;
+                threads.extend(wire.reader.take());
+            }
         }
         for thread in threads {
             if thread.join().is_err() {

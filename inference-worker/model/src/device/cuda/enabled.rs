@@ -14,7 +14,7 @@ use super::{CudaError, Survey};
 /// # Errors
 /// [`CudaError::NoDevice`] with the driver's words.
 pub fn survey() -> Result<Survey, CudaError> {
-    let said = |error: DriverError| CudaError::NoDevice(words(&error));
+    let said = |error: DriverError| CudaError::NoDevice(words(error));
     result::init().map_err(said)?;
     let count = result::device::get_count().map_err(said)?;
     let memory = (0..count)
@@ -45,7 +45,7 @@ pub fn open(ordinal: usize) -> Result<Device, CudaError> {
 }
 
 /// A driver error's own sentence, where the driver has one for it.
-fn words(error: &DriverError) -> String {
+fn words(error: DriverError) -> String {
     match error.error_string() {
         Ok(text) => text.to_string_lossy().into_owned(),
         Err(_) => format!("{:?}", error.0),

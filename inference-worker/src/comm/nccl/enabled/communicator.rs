@@ -259,12 +259,14 @@ impl Communicator {
                     self.stream.cu_stream().cast(),
                 )
             };
-            first = first.and(judge(code, self.raw));
+            let judged = judge(code, self.raw);
+            first = first.and(judged);
             address += (*len * size_of_kind(out.kind)) as u64;
         }
         // SAFETY: closes the group.
         let code = unsafe { sys::ncclGroupEnd() };
-        first.and(judge(code, self.raw))
+        let judged = judge(code, self.raw);
+        first.and(judged)
     }
 
     /// Puts on the stream: `span` to rank `peer`.

@@ -62,7 +62,7 @@ impl NcclLink {
         stream
             .context()
             .bind_to_thread()
-            .map_err(|error| driver_fault(&error).of("use the device"))?;
+            .map_err(|error| driver_fault(error).of("use the device"))?;
         let ranks = (number(rank), number(layout.world()));
         let group = Communicator::begin(id, ranks, Arc::clone(&stream))
             .map_err(|fault| fault.of("connect devices"))?;
@@ -179,7 +179,7 @@ impl NcclLink {
     }
 }
 
-fn driver_fault(error: &candle_core::cuda_backend::cudarc::driver::DriverError) -> Fault {
+fn driver_fault(error: candle_core::cuda_backend::cudarc::driver::DriverError) -> Fault {
     Fault {
         concerns_peers: false,
         reason: error.to_string(),
@@ -252,11 +252,11 @@ impl TensorCollective for NcclLink {
         let event = self
             .stream
             .record_event(None)
-            .map_err(|error| driver_fault(&error).of("mark the stream"))?;
+            .map_err(|error| driver_fault(error).of("mark the stream"))?;
         let progress = || {
             if event
                 .try_is_complete()
-                .map_err(|error| driver_fault(&error))?
+                .map_err(driver_fault)?
             {
                 return Ok(Progress::Done);
             }

@@ -80,14 +80,14 @@ mod tests {
                 Progress::UnderWay
             })
         };
-        assert_eq!(wait(&board, Duration::from_secs(60), third), Ok(()));
+        assert_eq!(wait(&board, Duration::from_mins(1), third), Ok(()));
         let fault = Fault {
             concerns_peers: true,
             reason: "remote".to_owned(),
         };
         let failing = || Err(fault.clone());
         assert_eq!(
-            wait(&board, Duration::from_secs(60), failing),
+            wait(&board, Duration::from_mins(1), failing),
             Err(Ended::Fault(fault.clone()))
         );
         let limit = Duration::from_millis(5);
@@ -99,7 +99,7 @@ mod tests {
         );
         board.fail(&Failure::new(FailureCategory::RankDied, "rank 1 died"));
         assert_eq!(
-            wait(&board, Duration::from_secs(60), never),
+            wait(&board, Duration::from_mins(1), never),
             Err(Ended::GroupOver)
         );
     }
