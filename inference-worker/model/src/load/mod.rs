@@ -12,6 +12,7 @@ use llama_checkpoint::slices::{
     FeedForward, FeedForwardSlices, LayerSlices, MatrixSlice, ModelSlices, ScaleSlice, VectorSlice,
 };
 use llama_checkpoint::{Checkpoint, Format, ModelError};
+use rustix::fs::{Advice, fadvise};
 
 use crate::buffer::{Buffer, WeightBytes};
 use crate::kernels;
@@ -300,7 +301,11 @@ fn open(checkpoint: &Checkpoint) -> Result<Vec<(String, File)>, ModelError> {
         .map(|file| {
             let path = file.path.display().to_string();
             match File::open(&file.path) {
-                Ok(opened) => Ok((path, opened)),
+                Ok(opened) => {
+                    // Only a wish, for the kernel to read further ahead.
+                    fadvise(&opened, 0, None, Advice::Sequential).ok();
+                    Ok((path, opened))
+                }
                 Err(source) => Err(ModelError::Io { path, source }),
             }
         })

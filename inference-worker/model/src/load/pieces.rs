@@ -1,7 +1,6 @@
 //! Cutting the reading of matrices into pieces, and taking them in file order.
 
 use std::fs::File;
-use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 
 use llama_checkpoint::slices::{MatrixSlice, Place, Source};
 use llama_checkpoint::{Checkpoint, ModelError};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::{convert, value_bytes};
 use crate::buffer::Buffer;
 
-/// Threads that read. More than cores, since they mostly wait.
-const READERS: usize = 4;
+/// Threads of a rank that read. With more of them the kernel takes the file for one
+/// that is read here and there, and reads less ahead.
+const READERS: usize = 3;
 /// Bytes of a matrix that one piece fills.
 const PIECE_BYTES: usize = 4 << 20;
 /// Shorter stretches are read together with what lies between them, which takes less
@@ -25,9 +24,6 @@ const SHORT_STRETCH: u64 = 512;
 const SPAN_BYTES: u64 = 1 << 20;
 /// Columns that are turned into rows together.
 const TURNED_COLUMNS: usize = 64;
-
-/// `RWF_DONTCACHE`, since Linux 6.14.
-const PASSING: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 
 /// The open files of a checkpoint.
 #[derive(Debug)]
@@ -161,25 +157,6 @@ impl Files {
         })
     }
 
-    /// Reads what it can of `out` without leaving pages of the file in memory; returns
-    /// how much that is. Whoever reads all of a large file needs that memory for other
-    /// things, and in a pod they count against the same limit. Pages that were there
-    /// before stay.
-    fn read_passing(&self, file: usize, start: u64, out: &mut [u8]) -> usize {
-        let (_, file) = &self.0[file];
-        let mut done = 0;
-        while done < out.len() {
-            let rest = IoSliceMut::new(&mut out[done..]);
-            match preadv2(file, &mut [rest], start + done as u64, PASSING) {
-                Err(Errno::INTR) => {}
-                // What it is, the other way of reading tells.
-                Err(_) | Ok(0) => break,
-                Ok(count) => done += count,
-            }
-        }
-        done
-    }
-
     fn fill(&self, piece: Piece<'_>) -> Result<(), ModelError> {
         let Piece { slice, rows, out } = piece;
         let columns = slice.columns;
@@ -251,9 +228,7 @@ impl Files {
             file, len, stride, ..
         } = stretches;
         if len == stride {
-            let start = stretches.at(range.start);
-            let done = self.read_passing(file, start, out);
-            return self.read(file, start + done as u64, &mut out[done..]);
+            return self.read(file, stretches.at(range.start), out);
         }
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if len as u64 >= SHORT_STRETCH {
