@@ -69,8 +69,8 @@ bench-perplexity: $(MODEL) ## Perplexity on TEXT=FILE, ours and llama.cpp's (CHU
 bench-load: ## Loading 2.5 GB cold, against dd (REPEATS=3), as JSON
 	@e2e/bench.sh load $(or $(REPEATS),3)
 
-bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=8192), as JSON
-	@e2e/bench.sh memory $(MODEL) $(or $(TOKENS),8192)
+bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=2048), as JSON
+	@e2e/bench.sh memory $(MODEL) $(or $(TOKENS),2048)
 
 $(MODEL):
 	@e2e/fetch-model.sh $@

@@ -13,7 +13,7 @@ TARGET=${CARGO_TARGET_DIR:-target}
 THREADS=${THREADS:-$(nproc)}
 SHAPE=inference-worker/model/examples/shape-1b
 # Tokens of the longest sequence of the 1B shape: computing more takes minutes.
-SHAPE_TOKENS=2048
+SHAPE_TOKENS=512
 
 fail() {
     printf 'bench: %s\n' "$*" >&2
