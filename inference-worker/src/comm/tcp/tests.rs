@@ -297,7 +297,10 @@ fn frames_that_nobody_takes_hold_up_no_end() {
         frame.write(&mut peer).unwrap();
     }
     std::thread::sleep(Duration::from_millis(200));
-    board.fail(&Failure::new(FailureCategory::RankDied, "rank 1 was killed"));
+    board.fail(&Failure::new(
+        FailureCategory::RankDied,
+        "rank 1 was killed",
+    ));
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         drop(link);

@@ -254,10 +254,7 @@ impl TensorCollective for NcclLink {
             .record_event(None)
             .map_err(|error| driver_fault(error).of("mark the stream"))?;
         let progress = || {
-            if event
-                .try_is_complete()
-                .map_err(driver_fault)?
-            {
+            if event.try_is_complete().map_err(driver_fault)? {
                 return Ok(Progress::Done);
             }
             self.group.progress()?;
