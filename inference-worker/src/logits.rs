@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT};
+use llama_model::blocks::KvCapacity;
 use llama_model::{
     Checkpoint, Llama, LoadOptions, ModelError, Segment, StepModel, Wanted, memory::KvFormat,
 };
@@ -228,6 +229,7 @@ impl<'a> Job<'a> {
             rank,
             threads: self.args.threads_per_rank as usize,
             slots: 1,
+            blocks: None,
             max_tokens: self.tokens.len(),
             kv: KvFormat::from(self.args.dtype),
             verify: self.args.verify_digests,
@@ -261,6 +263,7 @@ impl<'a> Job<'a> {
                 start,
                 tokens: tokens.to_vec(),
                 logits: Wanted::All,
+                tables: None,
             };
             let computed = model.step(&[segment], link);
             let computed = computed.map_err(|error| {
@@ -302,7 +305,11 @@ impl<'a> Job<'a> {
             },
             rank,
             node: format!("pod {}", self.args.node_index),
-            slots: 1,
+            capacity: KvCapacity {
+                slots: 1,
+                blocks: 0,
+                chunk_blocks: 0,
+            },
             ip: self.args.pod_ip,
             deadline: RENDEZVOUS_DEADLINE,
         };

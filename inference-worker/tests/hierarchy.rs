@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use harness::{Net, namespaces};
 use llama_model::Layout;
+use llama_model::blocks::KvCapacity;
 use llama_worker::comm::Link;
 use llama_worker::comm::board::Board;
 use llama_worker::comm::placement::{Backend, Placement};
@@ -113,7 +114,11 @@ fn party(orders: &Orders) -> Party {
         },
         rank: u32::try_from(orders.rank).unwrap(),
         node: format!("node-{}", orders.placement.pod(orders.rank)),
-        slots: 1,
+        capacity: KvCapacity {
+            slots: 1,
+            blocks: 1,
+            chunk_blocks: 1,
+        },
         ip: orders.ip,
         deadline: Duration::from_mins(1),
     }

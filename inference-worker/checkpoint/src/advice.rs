@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
+use crate::blocks::BLOCK_TOKENS;
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::layout::Layout;
-use crate::memory::{MemoryPlan, MemoryRequest, PAGE_TOKENS};
+use crate::memory::{MemoryPlan, MemoryRequest};
 use crate::shard::possible_tensor_sizes;
 
 /// Numbers of stages that are tried.
@@ -33,16 +34,16 @@ impl Limit {
 
     /// The longest sequence of which one fits, in whole pages, up to `most`.
     pub fn longest(self, plan: &MemoryPlan, most: usize) -> usize {
-        let (mut fitting, mut over) = (0, most / PAGE_TOKENS + 1);
+        let (mut fitting, mut over) = (0, most / BLOCK_TOKENS + 1);
         while over - fitting > 1 {
             let middle = usize::midpoint(fitting, over);
-            if self.sequences(plan, middle * PAGE_TOKENS) > 0 {
+            if self.sequences(plan, middle * BLOCK_TOKENS) > 0 {
                 fitting = middle;
             } else {
                 over = middle;
             }
         }
-        fitting * PAGE_TOKENS
+        fitting * BLOCK_TOKENS
     }
 }
 

@@ -4,6 +4,7 @@
 //! Reads GGUF and safetensors headers and `config.json`; never weights.
 
 pub mod advice;
+pub mod blocks;
 pub mod checkpoint;
 pub mod config;
 pub mod error;

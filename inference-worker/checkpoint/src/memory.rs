@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::advice::Limit;
+use crate::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvCapacity};
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::error::ModelError;
@@ -14,8 +15,6 @@ use crate::shard::Shard;
 use crate::slices::ModelSlices;
 
 const MIB: u64 = 1 << 20;
-/// Tokens for which the KV cache takes memory at a time.
-pub const PAGE_TOKENS: usize = 64;
 /// Tokens of a sequence whose attention is computed together.
 pub const ATTENTION_TILE_TOKENS: usize = 16;
 /// A rank with nothing loaded: allocator, stacks, runtime, its share of the memory
@@ -28,6 +27,8 @@ const SUPERVISOR_BYTES: u64 = 12 * MIB;
 const HEADER_ENTRY_BYTES: u64 = 80;
 /// The tokenizer, likewise. Measured: 146.
 const TOKENIZER_ENTRY_BYTES: u64 = 180;
+/// Sequences are admitted as long as each can have this part of the longest.
+const LEAST_SHARE: u64 = 8;
 /// Copies of a row of logits between the output head and the sampler.
 const LOGITS_COPIES: u64 = 4;
 /// The form of keys and values in the cache.
@@ -112,6 +113,8 @@ pub struct MemoryPlan {
     pub supervisor: u64,
     /// Tokens that a sequence may have.
     pub max_tokens: usize,
+    /// Tokens that one step computes at most.
+    pub step_tokens: usize,
     /// Tokens of an attention chunk, where layers attend in chunks.
     pub chunk: Option<usize>,
     /// Ranks of a stage that hold the same KV head.
@@ -155,7 +158,7 @@ impl RankPlan {
 
     /// KV cache of a sequence of `tokens`.
     pub fn kv_bytes(&self, tokens: usize, chunk: Option<usize>) -> u64 {
-        let pages = |tokens: usize| tokens.next_multiple_of(PAGE_TOKENS) as u64;
+        let pages = |tokens: usize| tokens.next_multiple_of(BLOCK_TOKENS) as u64;
         let kept = chunk.map_or(tokens, |chunk| tokens.min(chunk));
         pages(tokens) * self.kv_bytes_per_token + pages(kept) * self.chunked_kv_bytes_per_token
     }
@@ -184,6 +187,7 @@ impl MemoryPlan {
                 Target::Device { .. } => 0,
             },
             max_tokens: request.max_tokens,
+            step_tokens: request.step_tokens,
             chunk: config.chunk,
             kv_replicas: Shard::new(config, request.layout, 0)?.kv_replicas(config),
             is_canonical: config.agrees(request.layout.tensor),
@@ -243,11 +247,45 @@ impl MemoryPlan {
     pub fn tokens_within_each(&self, limit: u64) -> u64 {
         let of_rank = |rank: &RankPlan| {
             let left = limit.saturating_sub(rank.weights + rank.reserve);
-            let page = rank.kv_bytes(PAGE_TOKENS, None);
+            let page = rank.kv_bytes(BLOCK_TOKENS, None);
             left.checked_div(page).unwrap_or(u64::MAX)
         };
         let pages = self.ranks.iter().map(of_rank).min().unwrap_or(0);
-        pages.saturating_mul(PAGE_TOKENS as u64)
+        pages.saturating_mul(BLOCK_TOKENS as u64)
+    }
+
+    /// What the KV cache has room for within `limit`: up to `most` sequences that share
+    /// the blocks. One longest sequence always fits; of several, each can have an
+    /// eighth of that at least. Nothing if not one fits.
+    pub fn capacity(&self, limit: Limit, most: usize) -> Option<KvCapacity> {
+        let geometry = BlockGeometry::new(self.chunk);
+        let needed = geometry.needed(self.max_tokens, self.step_tokens);
+        let room = |ranks: &[RankPlan], left: u64| {
+            let group_bytes = |of: fn(&RankPlan) -> u64| ranks.iter().map(of).sum::<u64>();
+            let token = [
+                group_bytes(|rank| rank.kv_bytes_per_token),
+                group_bytes(|rank| rank.chunked_kv_bytes_per_token),
+            ];
+            let one = (0..2).map(|group| (needed[group] * BLOCK_TOKENS) as u64 * token[group]);
+            let overhead = group_bytes(|rank| rank.sequence_overhead);
+            share(left, one.sum(), overhead, (needed, most))
+        };
+        match limit {
+            Limit::Together(limit) => {
+                let taken = self.weights() + self.reserve();
+                room(&self.ranks, limit.checked_sub(taken)?)
+            }
+            Limit::Each(limit) => {
+                let rooms = self.ranks.iter().map(|rank| {
+                    let left = limit.checked_sub(rank.weights + rank.reserve)?;
+                    room(std::slice::from_ref(rank), left)
+                });
+                rooms
+                    .collect::<Option<Vec<_>>>()?
+                    .into_iter()
+                    .reduce(KvCapacity::min)
+            }
+        }
     }
 
     /// Sequences that fit `limit` bytes, at least one.
@@ -282,6 +320,39 @@ impl MemoryPlan {
             limit / MIB,
         )
     }
+}
+
+/// Shares `left` bytes out among sequences of which the longest needs `one` for its
+/// `needed` blocks, each with an `overhead` besides.
+fn share(
+    left: u64,
+    one: u64,
+    overhead: u64,
+    (needed, most): (KvBlocks, usize),
+) -> Option<KvCapacity> {
+    let most = most.max(1) as u64;
+    let mut slots = left
+        .checked_div(one / LEAST_SHARE + overhead)
+        .unwrap_or(most)
+        .min(most);
+    while slots > 1 && left.saturating_sub(slots * overhead) < one {
+        slots -= 1;
+    }
+    let for_blocks = left.checked_sub(slots.max(1) * overhead)?;
+    if slots == 0 || for_blocks < one {
+        return None;
+    }
+    // As many of both kinds as sequences of the longest length use of them.
+    let count = |needed: usize| {
+        let count = u128::from(for_blocks) * needed as u128;
+        let count = count.checked_div(u128::from(one)).unwrap_or(u128::MAX);
+        u32::try_from(count.min(u128::from(slots) * needed as u128)).unwrap_or(u32::MAX)
+    };
+    Some(KvCapacity {
+        slots: u32::try_from(slots).unwrap_or(u32::MAX),
+        blocks: count(needed[0]),
+        chunk_blocks: count(needed[1]),
+    })
 }
 
 fn count(left: u64, each: u64) -> usize {
@@ -356,4 +427,55 @@ fn activation_bytes(
     let row = 3 * config.hidden + feed_forward.max(3 * query + 3 * kv);
     let scores = threads * ATTENTION_TILE_TOKENS * config.group() * request.max_tokens;
     ((request.step_tokens * row + scores) * size_of::<f32>()) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_cache_fits_its_memory_and_takes_what_there_is(
+            left in 0_u64..1 << 40,
+            needed in (1_usize..5000, 0_usize..300),
+            block_bytes in (1_u64..1 << 22, 1_u64..1 << 22),
+            overhead in 0_u64..1 << 22,
+            most in 1_usize..300,
+        ) {
+            let needed = [needed.0, needed.1];
+            let bytes = |blocks: [u64; 2]| blocks[0] * block_bytes.0 + blocks[1] * block_bytes.1;
+            let one = bytes(needed.map(|needed| needed as u64));
+            let Some(capacity) = share(left, one, overhead, (needed, most)) else {
+                prop_assert!(left < one + overhead);
+                return Ok(());
+            };
+            let slots = u64::from(capacity.slots);
+            let blocks = [u64::from(capacity.blocks), u64::from(capacity.chunk_blocks)];
+            prop_assert!((1..=most as u64).contains(&slots));
+            prop_assert!(blocks.iter().zip(needed).all(|(blocks, needed)| *blocks >= needed as u64));
+            let taken = bytes(blocks) + slots * overhead;
+            prop_assert!(taken <= left);
+            if slots > 1 {
+                prop_assert!(slots * (one / LEAST_SHARE + overhead) <= left);
+            }
+            let is_full = blocks[0] == slots * needed[0] as u64;
+            prop_assert!(is_full || left - taken < one / needed[0] as u64 + block_bytes.0 + block_bytes.1);
+        }
+    }
+
+    #[test]
+    fn memory_without_a_limit_holds_the_longest_sequences() {
+        let capacity = share(u64::MAX, 1 << 30, 1 << 20, ([256, 9], 64));
+        let expected = KvCapacity {
+            slots: 64,
+            blocks: 64 * 256,
+            chunk_blocks: 64 * 9,
+        };
+        assert_eq!(capacity, Some(expected));
+        assert_eq!(
+            share(u64::MAX, 0, 0, ([0, 0], 3)).map(|capacity| capacity.slots),
+            Some(3)
+        );
+    }
 }

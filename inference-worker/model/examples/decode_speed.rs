@@ -48,6 +48,7 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
         rank: 0,
         threads,
         slots: 1,
+        blocks: None,
         max_tokens: prompt + decode,
         kv: KvFormat::F16,
         verify: false,
@@ -76,6 +77,7 @@ fn measure() -> Result<serde_json::Value, Box<dyn std::error::Error>> {
             start: u32::try_from(start)?,
             tokens,
             logits: Wanted::Last,
+            tables: None,
         };
         model.step(&[segment], &mut LocalCollective)?;
         Ok(())

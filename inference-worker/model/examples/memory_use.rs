@@ -75,6 +75,7 @@ fn measure() -> Result<Value, Box<dyn Error>> {
         rank: 0,
         threads,
         slots: 1,
+        blocks: None,
         max_tokens: tokens,
         kv: KvFormat::F16,
         verify: false,
@@ -166,6 +167,7 @@ fn run(model: &mut Llama, tokens: usize) -> Result<(), Box<dyn Error>> {
             start: u32::try_from(done)?,
             tokens: ids,
             logits: Wanted::Last,
+            tables: None,
         };
         let rows = model.step(&[segment], &mut LocalCollective)?;
         next = sampler.sample(rows.first().ok_or("no logits")?)?;

@@ -92,6 +92,7 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
         rank: 0,
         threads: arguments.threads,
         slots: 1,
+        blocks: None,
         max_tokens: arguments.context,
         kv: KvFormat::F16,
         verify: false,
@@ -173,6 +174,7 @@ fn score_window(
         start: 0,
         tokens: tokens[..scored_from].to_vec(),
         logits: Wanted::None,
+        tables: None,
     };
     // Nothing is scored by what follows the last token.
     let scored = Segment {
@@ -180,6 +182,7 @@ fn score_window(
         start: u32::try_from(scored_from)?,
         tokens: tokens[scored_from..window.len() - 1].to_vec(),
         logits: Wanted::All,
+        tables: None,
     };
     model.step(&[context], &mut LocalCollective)?;
     let rows = model.step(&[scored], &mut LocalCollective)?;

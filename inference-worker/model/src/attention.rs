@@ -4,8 +4,9 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use half::f16;
+use llama_checkpoint::blocks::BLOCK_TOKENS;
 use llama_checkpoint::config::Temperature;
-use llama_checkpoint::memory::{ATTENTION_TILE_TOKENS, KvFormat, PAGE_TOKENS};
+use llama_checkpoint::memory::{ATTENTION_TILE_TOKENS, KvFormat};
 
 use crate::kernels::{self, Activations, Format, Isa, Rows, Values};
 use crate::kv::{Half, KvCache};
@@ -251,9 +252,9 @@ impl Tile<'_> {
         let group_width = self.group * head_dim;
         let mut tile = self.queries(queries, width);
         let (slot, position) = self.step.rows.places[self.first];
-        let start = self.cache.place(self.step.layer, position);
+        let (block, start) = self.cache.seen(self.step.layer, position);
         let seen = start + self.tokens;
-        let mut scores = self.scores(&tile, slot, seen);
+        let mut scores = self.scores(&tile, (slot, block), seen);
         let stride = scores.len() / (self.tokens * self.group);
         let scale = 1.0 / (head_dim as f32).sqrt();
         tile.fill(0.0);
@@ -266,20 +267,21 @@ impl Tile<'_> {
             for scores in scores.chunks_exact_mut(stride) {
                 kernels::softmax(self.step.isa, &mut scores[..visible], scale);
             }
-            self.weigh(scores, stride, visible, slot, out);
+            self.weigh((scores, stride), visible, (slot, block), out);
         }
         tile
     }
 
-    /// Products of every query of the tile with the first `seen` keys.
-    fn scores(&self, queries: &[f32], slot: usize, seen: usize) -> Vec<f32> {
+    /// Products of every query of the tile with `seen` keys of the sequence in `slot`
+    /// from its block `first` on.
+    fn scores(&self, queries: &[f32], (slot, first): (usize, usize), seen: usize) -> Vec<f32> {
         let head_dim = self.step.head_dim;
-        let stride = seen.next_multiple_of(PAGE_TOKENS);
+        let stride = seen.next_multiple_of(BLOCK_TOKENS);
         let mut scores = vec![0.0; queries.len() / head_dim * stride];
-        for page in 0..seen.div_ceil(PAGE_TOKENS) {
-            let count = PAGE_TOKENS.min(seen - page * PAGE_TOKENS);
+        for block in 0..seen.div_ceil(BLOCK_TOKENS) {
+            let count = BLOCK_TOKENS.min(seen - block * BLOCK_TOKENS);
             let what = (self.step.layer, Half::Keys, self.head);
-            let (format, bytes) = match self.cache.read(what, (slot, page), count) {
+            let (format, bytes) = match self.cache.read(what, (slot, first + block), count) {
                 Values::F16(keys) => (Format::F16, bytemuck::cast_slice(keys)),
                 Values::F32(keys) => (Format::F32, bytemuck::cast_slice(keys)),
             };
@@ -290,7 +292,7 @@ impl Tile<'_> {
                 ends: &[head_dim],
                 scales: None,
             };
-            let out = &mut scores[page * PAGE_TOKENS..];
+            let out = &mut scores[block * BLOCK_TOKENS..];
             let all = 0..queries.len() / head_dim;
             let x = Activations::F32(queries);
             kernels::matmul(self.step.isa, &rows, &x, all, (out, stride));
@@ -299,12 +301,18 @@ impl Tile<'_> {
     }
 
     /// Adds to each head of one token the values, weighted by its scores.
-    fn weigh(&self, scores: &[f32], stride: usize, visible: usize, slot: usize, out: &mut [f32]) {
-        for page in 0..visible.div_ceil(PAGE_TOKENS) {
-            let start = page * PAGE_TOKENS;
-            let count = PAGE_TOKENS.min(visible - start);
+    fn weigh(
+        &self,
+        (scores, stride): (&[f32], usize),
+        visible: usize,
+        (slot, first): (usize, usize),
+        out: &mut [f32],
+    ) {
+        for block in 0..visible.div_ceil(BLOCK_TOKENS) {
+            let start = block * BLOCK_TOKENS;
+            let count = BLOCK_TOKENS.min(visible - start);
             let what = (self.step.layer, Half::Values, self.head);
-            let values = self.cache.read(what, (slot, page), count);
+            let values = self.cache.read(what, (slot, first + block), count);
             let mut head = 0;
             while head < self.group {
                 let scores = &scores[head * stride + start..];

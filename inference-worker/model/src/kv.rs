@@ -2,11 +2,14 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use llama_checkpoint::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvGroup};
 use llama_checkpoint::config::LlamaConfig;
-use llama_checkpoint::memory::{KvFormat, PAGE_TOKENS};
+use llama_checkpoint::memory::KvFormat;
 use llama_checkpoint::shard::Shard;
 
 use crate::kernels::Values;
+use crate::step::{Segment, StepError};
+use crate::tables::BlockTables;
 
 /// Which half of the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,49 +19,33 @@ pub(crate) enum Half {
 }
 
 /// Keys and values of the tokens of several sequences, for the layers and the KV
-/// heads of this rank. Memory is taken in pages of [`PAGE_TOKENS`] as sequences
-/// grow, and goes from sequence to sequence; there are never more pages than
-/// `slots` full sequences need.
+/// heads of this rank, in blocks that sequences share where they begin alike. The
+/// memory of a block is taken when it is first used.
 ///
-/// Layers that attend in chunks keep one chunk of each sequence: a token of the
-/// next chunk takes the place of the one that stood there in the chunk before.
+/// Layers that attend in chunks have blocks of their own, of which a sequence keeps
+/// those of its last chunk.
 #[derive(Debug)]
 pub(crate) struct KvCache {
-    /// By layer of this rank: whether it keeps chunks, and its number among those
-    /// that keep alike.
-    layers: Vec<(Kept, usize)>,
+    /// By layer of this rank: what it keeps, and its number among those that keep
+    /// alike.
+    layers: Vec<(KvGroup, usize)>,
     kv_heads: usize,
     head_dim: usize,
     format: KvFormat,
-    max_tokens: usize,
-    chunk: Option<usize>,
-    slots: Vec<Slot>,
-    free: [Vec<Page>; 2],
-    /// Values of a page.
-    page_len: [usize; 2],
-}
-
-/// Which tokens a layer keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
-    All = 0,
-    Chunk = 1,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    /// Each `[layer][half][KV head][token][head_dim]`, by [`Kept`].
-    pages: [Vec<Page>; 2],
-    tokens: usize,
+    tables: BlockTables,
+    /// Each `[layer][half][KV head][token][head_dim]`, by [`KvGroup`].
+    blocks: [Vec<Option<Block>>; 2],
+    /// Values of a block.
+    block_len: [usize; 2],
 }
 
 #[derive(Debug)]
-enum Page {
+enum Block {
     F16(Box<[f16]>),
     F32(Box<[f32]>),
 }
 
-impl Page {
+impl Block {
     fn new(format: KvFormat, len: usize) -> Self {
         match format {
             KvFormat::F16 => Self::F16(vec![f16::ZERO; len].into_boxed_slice()),
@@ -68,37 +55,46 @@ impl Page {
 }
 
 impl KvCache {
-    /// An empty cache for `slots` sequences of up to `max_tokens`.
+    /// An empty cache for `slots` sequences of up to `max_tokens`, of `blocks`; each
+    /// slot has its own where that is `None`.
     pub(crate) fn new(
         config: &LlamaConfig,
         shard: &Shard,
         format: KvFormat,
         (slots, max_tokens): (usize, usize),
+        blocks: Option<KvBlocks>,
     ) -> Self {
         let mut counts = [0; 2];
         let layers = config.layers[shard.layers.clone()]
             .iter()
             .map(|kind| {
-                let kept = match config.chunk {
-                    Some(_) if kind.chunked => Kept::Chunk,
-                    _ => Kept::All,
+                let group = match config.chunk {
+                    Some(_) if kind.chunked => KvGroup::Chunk,
+                    _ => KvGroup::All,
                 };
-                let index = counts[kept as usize];
-                counts[kept as usize] += 1;
-                (kept, index)
+                let index = counts[group as usize];
+                counts[group as usize] += 1;
+                (group, index)
             })
             .collect();
-        let layer = 2 * shard.kv_heads.len() * PAGE_TOKENS * config.head_dim;
+        let layer = 2 * shard.kv_heads.len() * BLOCK_TOKENS * config.head_dim;
+        let tables = BlockTables::new(
+            BlockGeometry::new(config.chunk),
+            (slots, max_tokens),
+            blocks,
+        );
         Self {
             layers,
             kv_heads: shard.kv_heads.len(),
             head_dim: config.head_dim,
             format,
-            max_tokens,
-            chunk: config.chunk,
-            slots: (0..slots).map(|_| Slot::default()).collect(),
-            free: Default::default(),
-            page_len: counts.map(|layers| layers * layer),
+            blocks: tables.blocks().map(|count| {
+                let mut blocks = Vec::new();
+                blocks.resize_with(count, || None);
+                blocks
+            }),
+            tables,
+            block_len: counts.map(|layers| layers * layer),
         }
     }
 
@@ -107,58 +103,30 @@ impl KvCache {
         self.format
     }
 
-    /// Sequences that there is a place for.
-    pub(crate) fn slots(&self) -> usize {
-        self.slots.len()
+    /// See [`BlockTables::check`].
+    pub(crate) fn check(&self, segments: &[Segment], vocab: usize) -> Result<(), StepError> {
+        self.tables.check(segments, vocab)
     }
 
-    /// Tokens that a sequence may have.
-    pub(crate) fn max_tokens(&self) -> usize {
-        self.max_tokens
-    }
-
-    /// Tokens of the sequence in `slot`.
-    pub(crate) fn tokens(&self, slot: usize) -> usize {
-        self.slots[slot].tokens
-    }
-
-    /// Keeps the first `keep` tokens of `slot` and makes room for `add` behind
-    /// them, which the caller writes next.
-    pub(crate) fn extend(&mut self, slot: usize, keep: usize, add: usize) {
-        let place = &mut self.slots[slot];
-        place.tokens = keep + add;
-        for kept in [Kept::All, Kept::Chunk] {
-            let len = self.page_len[kept as usize];
-            let tokens = match (kept, self.chunk) {
-                (Kept::Chunk, Some(chunk)) => place.tokens.min(chunk),
-                _ => place.tokens,
-            };
-            let needed = if len == 0 {
-                0
-            } else {
-                tokens.div_ceil(PAGE_TOKENS)
-            };
-            let (pages, free) = (
-                &mut place.pages[kept as usize],
-                &mut self.free[kept as usize],
-            );
-            while pages.len() > needed {
-                free.extend(pages.pop());
+    /// Makes room for a checked segment's tokens, which the caller writes next.
+    pub(crate) fn extend(&mut self, segment: &Segment) {
+        let (blocks, format, lens) = (&mut self.blocks, self.format, self.block_len);
+        self.tables.apply(segment, |group, block| {
+            let len = lens[group as usize];
+            if len > 0 {
+                blocks[group as usize][block].get_or_insert_with(|| Block::new(format, len));
             }
-            while pages.len() < needed {
-                let page = free.pop();
-                pages.push(page.unwrap_or_else(|| Page::new(self.format, len)));
-            }
-        }
+        });
     }
 
-    /// The place of the token at `position` in the layer's pages: how many tokens
-    /// of its sequence, or of its chunk, lie before it.
-    pub(crate) fn place(&self, layer: usize, position: usize) -> usize {
-        match (self.layers[layer].0, self.chunk) {
-            (Kept::Chunk, Some(chunk)) => position % chunk,
-            _ => position,
-        }
+    /// What the token at `position` attends to in a layer: the first block, and how
+    /// many tokens of it lie before.
+    pub(crate) fn seen(&self, layer: usize, position: usize) -> (usize, usize) {
+        let (group, geometry) = (self.layers[layer].0, self.tables.geometry());
+        (
+            geometry.first_block(group, position),
+            geometry.place(group, position),
+        )
     }
 
     /// Writes one head's key or value of the token at `position`.
@@ -168,51 +136,54 @@ impl KvCache {
         (slot, position): (usize, usize),
         values: &[f32],
     ) {
-        let place = self.place(layer, position);
-        let start = self.head_start(layer, half, head) + place % PAGE_TOKENS * self.head_dim;
+        let (first, place) = self.seen(layer, position);
+        let start = self.head_start(layer, half, head) + place % BLOCK_TOKENS * self.head_dim;
         let range = start..start + self.head_dim;
-        let kept = self.layers[layer].0;
-        match &mut self.slots[slot].pages[kept as usize][place / PAGE_TOKENS] {
-            Page::F16(page) => page[range].convert_from_f32_slice(values),
-            Page::F32(page) => page[range].copy_from_slice(values),
+        let group = self.layers[layer].0;
+        let block = self.tables.block(group, slot, first + place / BLOCK_TOKENS);
+        match &mut self.blocks[group as usize][block] {
+            Some(Block::F16(block)) => block[range].convert_from_f32_slice(values),
+            Some(Block::F32(block)) => block[range].copy_from_slice(values),
+            // `extend` has taken the memory of every block of a table.
+            None => {}
         }
     }
 
-    /// One head's keys or values of the first `count` tokens of a page,
-    /// `[count, head_dim]`.
+    /// One head's keys or values of the first `count` tokens of a block of a
+    /// sequence, `[count, head_dim]`.
     pub(crate) fn read(
         &self,
         (layer, half, head): (usize, Half, usize),
-        (slot, page): (usize, usize),
+        (slot, index): (usize, usize),
         count: usize,
     ) -> Values<'_> {
         let start = self.head_start(layer, half, head);
         let range = start..start + count * self.head_dim;
-        let kept = self.layers[layer].0;
-        match &self.slots[slot].pages[kept as usize][page] {
-            Page::F16(page) => Values::F16(&page[range]),
-            Page::F32(page) => Values::F32(&page[range]),
+        let group = self.layers[layer].0;
+        let block = self.tables.block(group, slot, index);
+        match &self.blocks[group as usize][block] {
+            Some(Block::F16(block)) => Values::F16(&block[range]),
+            Some(Block::F32(block)) => Values::F32(&block[range]),
+            None => Values::F32(&[]),
         }
     }
 
     fn head_start(&self, layer: usize, half: Half, head: usize) -> usize {
         let (_, layer) = self.layers[layer];
-        ((layer * 2 + half as usize) * self.kv_heads + head) * PAGE_TOKENS * self.head_dim
+        ((layer * 2 + half as usize) * self.kv_heads + head) * BLOCK_TOKENS * self.head_dim
     }
 
+    /// Blocks whose memory was taken.
     #[cfg(test)]
-    fn pages(&self, kept: Kept) -> usize {
-        let used = self
-            .slots
-            .iter()
-            .map(|slot| slot.pages[kept as usize].len());
-        self.free[kept as usize].len() + used.sum::<usize>()
+    fn taken(&self, group: KvGroup) -> usize {
+        self.blocks[group as usize].iter().flatten().count()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::Wanted;
     use llama_checkpoint::Layout;
     use llama_checkpoint::config::LayerKind;
     use llama_checkpoint::fixture::config;
@@ -236,27 +207,32 @@ mod tests {
     fn cache(format: KvFormat, tensor: usize, slots: usize, max_tokens: usize) -> KvCache {
         let config = shape();
         let shard = Shard::new(&config, Layout::tensor(tensor), 0).expect("splits");
-        KvCache::new(&config, &shard, format, (slots, max_tokens))
+        KvCache::new(&config, &shard, format, (slots, max_tokens), None)
+    }
+
+    fn segment(slot: usize, start: usize, len: usize) -> Segment {
+        Segment {
+            slot: u32::try_from(slot).expect("small"),
+            start: u32::try_from(start).expect("small"),
+            tokens: vec![0; len],
+            logits: Wanted::None,
+            tables: None,
+        }
     }
 
     proptest! {
         #[test]
         fn memory_follows_use_and_never_exceeds_the_plan(
-            steps in proptest::collection::vec((0_usize..3, 0_usize..200), 1..40),
+            steps in proptest::collection::vec((0_usize..3, 1_usize..200), 1..40),
         ) {
             let mut cache = cache(KvFormat::F16, 2, 3, 200);
-            let (mut most, mut most_chunked) = (0, 0);
+            let (mut held, mut most) = ([0; 3], 0);
             for (slot, tokens) in steps {
-                cache.extend(slot, 0, tokens);
-                let pages = |limit: usize| -> usize {
-                    (0..3).map(|slot| cache.tokens(slot).min(limit).div_ceil(PAGE_TOKENS)).sum()
-                };
-                most = most.max(pages(200));
-                most_chunked = most_chunked.max(pages(96));
-                prop_assert_eq!(cache.pages(Kept::All), most);
-                prop_assert_eq!(cache.pages(Kept::Chunk), most_chunked);
-                prop_assert!(most <= 3 * 200_usize.div_ceil(PAGE_TOKENS));
-                prop_assert!(most_chunked <= 3 * 96_usize.div_ceil(PAGE_TOKENS));
+                cache.extend(&segment(slot, 0, tokens));
+                held[slot] = tokens.div_ceil(BLOCK_TOKENS);
+                most = most.max(held.iter().sum::<usize>());
+                prop_assert_eq!(cache.taken(KvGroup::All), most);
+                prop_assert!(cache.taken(KvGroup::Chunk) <= 3 * 3 * 3);
             }
         }
     }
@@ -267,7 +243,7 @@ mod tests {
             let mut cache = cache(format, 1, 2, 100);
             let mut places = Vec::new();
             for slot in 0..2 {
-                cache.extend(slot, 0, 70);
+                cache.extend(&segment(slot, 0, 70));
                 for layer in 0..2 {
                     for half in [Half::Keys, Half::Values] {
                         for head in 0..2 {
@@ -282,9 +258,9 @@ mod tests {
                 cache.write(what, place, &[number as f32; 64]);
             }
             for (number, &(what, (slot, position))) in places.iter().enumerate() {
-                let page = (slot, position / PAGE_TOKENS);
-                let at = position % PAGE_TOKENS * 64;
-                let found = match cache.read(what, page, PAGE_TOKENS) {
+                let block = (slot, position / BLOCK_TOKENS);
+                let at = position % BLOCK_TOKENS * 64;
+                let found = match cache.read(what, block, BLOCK_TOKENS) {
                     Values::F16(values) => values[at..at + 64].to_f32_vec(),
                     Values::F32(values) => values[at..at + 64].to_vec(),
                 };
@@ -294,9 +270,9 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_takes_the_place_of_the_one_before() {
+    fn a_chunk_begins_a_block_of_its_own() {
         let mut cache = cache(KvFormat::F32, 1, 1, 300);
-        cache.extend(0, 0, 100);
-        assert_eq!((cache.place(0, 99), cache.place(1, 99)), (99, 3));
+        cache.extend(&segment(0, 0, 100));
+        assert_eq!((cache.seen(0, 99), cache.seen(1, 99)), ((0, 99), (3, 3)));
     }
 }

@@ -22,17 +22,18 @@ mod ops;
 mod rope;
 pub mod sample;
 pub mod step;
+mod tables;
 pub mod text;
 mod threads;
 
 pub use llama_checkpoint::{
     Checkpoint, Gguf, Layout, LlamaConfig, MemoryPlan, MemoryRequest, ModelError,
-    ModelErrorCategory, Shard, advice, checkpoint, config, error, gguf, memory, order, shard,
-    slices,
+    ModelErrorCategory, Shard, advice, blocks, checkpoint, config, error, gguf, memory, order,
+    shard, slices,
 };
 
 pub use collective::{Collective, CollectiveError, LocalCollective};
 pub use device::DeviceLlama;
 pub use linear::Linear;
 pub use llama::{Llama, LoadOptions};
-pub use step::{Segment, StepError, StepModel, Wanted};
+pub use step::{Segment, StepError, StepModel, TableChange, Wanted};

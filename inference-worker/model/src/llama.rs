@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use llama_checkpoint::blocks::KvBlocks;
 use llama_checkpoint::memory::{KvFormat, check_context};
 use llama_checkpoint::slices::ModelSlices;
 use llama_checkpoint::{Checkpoint, Layout, LlamaConfig, ModelError, Shard};
@@ -19,7 +20,7 @@ use crate::linear::{Linear, Matrix};
 use crate::load::{self, LoadedFeedForward, LoadedNetwork};
 use crate::ops::{Reduce, RmsNorm};
 use crate::rope::Rope;
-use crate::step::{Segment, StepError, StepLimits, StepModel, wanted_rows};
+use crate::step::{Segment, StepError, StepModel, wanted_rows};
 use crate::threads::Threads;
 
 /// How a rank loads its part of a model.
@@ -33,6 +34,9 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Sequences that the KV cache has a place for.
     pub slots: usize,
+    /// Blocks that they share, as steps say. `None` gives each slot its own, for a
+    /// sequence of `max_tokens`.
+    pub blocks: Option<KvBlocks>,
     /// Tokens that a sequence may have.
     pub max_tokens: usize,
     /// The form of keys and values.
@@ -181,6 +185,7 @@ impl Llama {
                 &shard,
                 options.kv,
                 (options.slots, options.max_tokens),
+                options.blocks,
             ),
             vocab_ranges,
             threads,
@@ -198,17 +203,6 @@ impl Llama {
     /// The instructions that its kernels use.
     pub fn isa(&self) -> Isa {
         self.isa
-    }
-
-    /// Refuses what no rank may begin, before the first collective.
-    fn check(&self, segments: &[Segment]) -> Result<(), StepError> {
-        let limits = StepLimits {
-            slots: self.cache.slots(),
-            max_tokens: self.cache.max_tokens(),
-            vocab: self.config.vocab,
-            chunk: self.config.chunk,
-        };
-        limits.check(segments, |slot| self.cache.tokens(slot))
     }
 
     /// The residual stream where this stage begins: rows of the embedding, of which
@@ -244,8 +238,8 @@ impl Llama {
             let (slot, start) = (segment.slot as usize, segment.start as usize);
             (slot, start, segment.tokens.len())
         });
-        for (slot, start, len) in sequences.clone() {
-            self.cache.extend(slot, start, len);
+        for segment in segments {
+            self.cache.extend(segment);
         }
         let rows = StepRows::new(sequences, &self.rope, self.config.chunk);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -302,7 +296,7 @@ impl StepModel for Llama {
         segments: &[Segment],
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError> {
-        self.check(segments)?;
+        self.cache.check(segments, self.config.vocab)?;
         if segments.is_empty() {
             return Ok(Vec::new());
         }

@@ -1,6 +1,5 @@
 //! One forward pass over tokens of several sequences.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -12,13 +11,30 @@ use crate::collective::{Collective, CollectiveError};
 pub struct Segment {
     /// The sequence's place in the KV cache.
     pub slot: u32,
-    /// Position of the first of `tokens` in its sequence. 0 starts the slot
-    /// anew; otherwise positions `0..start` must already be in the cache.
+    /// Position of the first of `tokens` in its sequence; positions `0..start` must
+    /// already be in its blocks.
     pub start: u32,
     /// Token ids, at least one.
     pub tokens: Vec<u32>,
     /// Which logits are wanted.
     pub logits: Wanted,
+    /// How the sequence's block tables change before, by
+    /// [`KvGroup`](crate::blocks::KvGroup). `None` where each slot has blocks of its
+    /// own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tables: Option<[TableChange; 2]>,
+}
+
+/// A change of the list of blocks that hold a sequence's keys and values.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableChange {
+    /// Blocks before this number are let go of.
+    pub first: u32,
+    /// So are those from this number on.
+    pub keep: u32,
+    /// Blocks that follow then. Those of a prefix that is in the cache already are
+    /// complete; the step writes the others.
+    pub add: Vec<u32>,
 }
 
 /// After which tokens of a segment logits are wanted.
@@ -45,81 +61,6 @@ pub enum StepError {
     /// The plan breaks a rule of [`Segment`].
     #[error("invalid step: {0}")]
     Invalid(String),
-}
-
-/// What the segments of a step must keep to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StepLimits {
-    /// Places in the KV cache.
-    pub(crate) slots: usize,
-    /// Tokens that a sequence may have.
-    pub(crate) max_tokens: usize,
-    /// Size of the vocabulary.
-    pub(crate) vocab: usize,
-    /// Tokens of an attention chunk; layers that attend in chunks keep one.
-    pub(crate) chunk: Option<usize>,
-}
-
-impl StepLimits {
-    /// Refuses what no rank may begin, before the first collective. `tokens_of`
-    /// tells how many tokens a slot has.
-    pub(crate) fn check(
-        &self,
-        segments: &[Segment],
-        tokens_of: impl Fn(usize) -> usize,
-    ) -> Result<(), StepError> {
-        let invalid = |text: String| Err(StepError::Invalid(text));
-        let mut slots = BTreeSet::new();
-        for segment in segments {
-            let (slot, start) = (segment.slot as usize, segment.start as usize);
-            let tokens = &segment.tokens;
-            if slot >= self.slots {
-                return invalid(format!("slot {slot} of {}", self.slots));
-            }
-            if !slots.insert(slot) {
-                return invalid(format!("slot {slot} occurs twice"));
-            }
-            if tokens.is_empty() {
-                return invalid(format!("no tokens for slot {slot}"));
-            }
-            let known = tokens_of(slot);
-            if !self.goes_on(known, start) {
-                return invalid(format!(
-                    "slot {slot} goes on at position {start} but has {known} tokens{}",
-                    self.kept()
-                ));
-            }
-            let end = start + tokens.len();
-            if end > self.max_tokens {
-                return invalid(format!(
-                    "slot {slot} would have {end} tokens, the limit is {}",
-                    self.max_tokens
-                ));
-            }
-            if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocab) {
-                return invalid(format!(
-                    "token {token} is not in the vocabulary of {}",
-                    self.vocab
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a sequence of `tokens` tokens can go on behind its first `keep`: all
-    /// that the next token attends to must still be there.
-    pub(crate) fn goes_on(&self, tokens: usize, keep: usize) -> bool {
-        let is_there = |chunk: usize| {
-            keep.is_multiple_of(chunk) || keep / chunk == (tokens.max(1) - 1) / chunk
-        };
-        keep <= tokens && self.chunk.is_none_or(is_there)
-    }
-
-    fn kept(&self) -> String {
-        self.chunk.map_or_else(String::new, |chunk| {
-            format!(", of which some layers keep the last chunk of {chunk}")
-        })
-    }
 }
 
 /// Rows of the tokens whose logits are wanted.
@@ -174,33 +115,6 @@ pub trait StepModel: Send {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sequence_goes_on_where_its_keys_still_are() {
-        let mut limits = StepLimits {
-            slots: 1,
-            max_tokens: 64,
-            vocab: 1,
-            chunk: Some(16),
-        };
-        for (tokens, keep, goes_on) in [
-            (40, 0, true),
-            (40, 16, true),
-            (40, 20, false),
-            (40, 31, false),
-            (40, 32, true),
-            (40, 40, true),
-            (40, 41, false),
-            (32, 32, true),
-            (32, 20, true),
-            (32, 10, false),
-            (0, 0, true),
-        ] {
-            assert_eq!(limits.goes_on(tokens, keep), goes_on, "{keep} of {tokens}");
-        }
-        limits.chunk = None;
-        assert!(limits.goes_on(40, 20) && !limits.goes_on(40, 41));
-    }
 
     #[test]
     fn parts_of_rows_are_joined() {

@@ -22,6 +22,7 @@ const OPTIONS: LoadOptions = LoadOptions {
     rank: 0,
     threads: 1,
     slots: 1,
+    blocks: None,
     max_tokens: 64,
     kv: KvFormat::F16,
     verify: false,

@@ -50,6 +50,7 @@ const OPTIONS: LoadOptions = LoadOptions {
     rank: 0,
     threads: 1,
     slots: 1,
+    blocks: None,
     max_tokens: 64,
     kv: KvFormat::F16,
     verify: false,
@@ -282,7 +283,7 @@ fn a_memory_plan_says_what_would_fit() {
     assert!(
         error
             .to_string()
-            .ends_with(" or lower spec.context.maxTokens to 448"),
+            .ends_with(" or lower spec.context.maxTokens to 480"),
         "{error}"
     );
     let error = one.check(1 << 20).expect_err("is refused").to_string();

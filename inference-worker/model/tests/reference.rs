@@ -222,6 +222,7 @@ fn damaged_parts_do_not_have_their_digests() {
         rank: 0,
         threads: 1,
         slots: 1,
+        blocks: None,
         max_tokens: 8,
         kv: KvFormat::F16,
         verify: true,

@@ -14,6 +14,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use llama_model::blocks::KvCapacity;
+
 use self::identity::{Answer, Hello, Verdict, judge};
 pub use self::identity::{Identity, Member};
 use self::wire::{HELLO_BYTES, ROSTER_BYTES, recv, send};
@@ -115,13 +117,10 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Sequences that every pod has memory for.
-    pub fn slots(&self) -> u32 {
-        self.members
-            .iter()
-            .map(|member| member.slots)
-            .min()
-            .unwrap_or(1)
+    /// What every pod has memory for; `None` in a group of no ranks.
+    pub fn capacity(&self) -> Option<KvCapacity> {
+        let capacities = self.members.iter().map(|member| member.capacity);
+        capacities.reduce(KvCapacity::min)
     }
 }
 
@@ -136,8 +135,8 @@ pub struct Party {
     pub rank: u32,
     /// Its node.
     pub node: String,
-    /// Sequences that its pod has memory for.
-    pub slots: u32,
+    /// What its pod has memory for.
+    pub capacity: KvCapacity,
     /// Address of the pod, on which it listens.
     pub ip: IpAddr,
     /// How long to wait for the others.
@@ -427,7 +426,7 @@ impl Party {
         Member {
             rank: self.rank,
             node: self.node.clone(),
-            slots: self.slots,
+            capacity: self.capacity,
             listen,
         }
     }

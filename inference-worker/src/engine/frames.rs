@@ -7,7 +7,7 @@ use llama_model::sample::SamplingParams;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::scheduler::{Finish, Refusal};
+use crate::scheduler::{CacheUse, Finish, Refusal};
 
 /// Longest frame: a prompt of a million tokens with room to spare.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
@@ -48,10 +48,16 @@ pub struct EngineStats {
     pub running: u32,
     /// Sequences that wait for one.
     pub waiting: u32,
-    /// Slots of the KV cache.
+    /// Slots for sequences.
     pub slots: u32,
-    /// Tokens in the KV cache.
+    /// Tokens of running sequences in the KV cache.
     pub cached_tokens: u64,
+    /// Blocks of the KV cache in all, of layers that attend to all tokens.
+    pub blocks: u32,
+    /// Those of them that running sequences hold.
+    pub held_blocks: u32,
+    /// What the KV cache did so far.
+    pub cache: CacheUse,
     /// Last finished step.
     pub step: u64,
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::Args;
 use llama_contract::LaunchArgs;
 use llama_model::Layout;
+use llama_model::blocks::KvCapacity;
 
 use crate::comm::placement::Placement;
 
@@ -24,12 +25,27 @@ pub struct RankArgs {
     /// Descriptor of the pod's shared memory.
     #[arg(long)]
     pub shared_memory: i32,
-    /// Sequences that the pod has memory for.
+    /// Sequences that the pod has memory for at a time.
     #[arg(long)]
     pub slots: u32,
+    /// Blocks of the KV cache, of layers that attend to all tokens.
+    #[arg(long)]
+    pub blocks: u32,
+    /// Likewise, of layers that attend within chunks.
+    #[arg(long)]
+    pub chunk_blocks: u32,
     /// Requests that may wait for a slot.
     #[arg(long)]
     pub queue: usize,
+    /// Tokens of the prompts that may wait.
+    #[arg(long)]
+    pub queue_tokens: usize,
+    /// Whether no blocks are shared.
+    #[arg(long)]
+    pub no_prefix_caching: bool,
+    /// Tokens that are guessed ahead of an answer at most.
+    #[arg(long)]
+    pub speculative_tokens: u32,
     /// Whether every rank's threads have cores of their own.
     #[arg(long)]
     pub own_cores: bool,
@@ -56,13 +72,20 @@ impl RankArgs {
             format!("--supervisor={}", self.supervisor),
             format!("--shared-memory={}", self.shared_memory),
             format!("--slots={}", self.slots),
+            format!("--blocks={}", self.blocks),
+            format!("--chunk-blocks={}", self.chunk_blocks),
             format!("--queue={}", self.queue),
+            format!("--queue-tokens={}", self.queue_tokens),
+            format!("--speculative-tokens={}", self.speculative_tokens),
             format!("--digest={}", self.digest),
             format!("--node={}", self.node),
             format!("--ip={}", self.ip),
         ]);
         if self.own_cores {
             args.push("--own-cores".to_owned());
+        }
+        if self.no_prefix_caching {
+            args.push("--no-prefix-caching".to_owned());
         }
         if self.verify_digests {
             args.push("--verify-digests".to_owned());
@@ -79,6 +102,15 @@ impl RankArgs {
         };
         let placement = Placement::new(layout, self.launch.nodes as usize)?;
         ((self.rank as usize) < placement.world()).then_some(placement)
+    }
+
+    /// What the pod has memory for.
+    pub fn capacity(&self) -> KvCapacity {
+        KvCapacity {
+            slots: self.slots,
+            blocks: self.blocks,
+            chunk_blocks: self.chunk_blocks,
+        }
     }
 
     /// Ranks in this pod.
@@ -118,7 +150,12 @@ mod tests {
             "--supervisor=1",
             "--shared-memory=5",
             "--slots=2",
+            "--blocks=90",
+            "--chunk-blocks=4",
             "--queue=7",
+            "--queue-tokens=800",
+            "--no-prefix-caching",
+            "--speculative-tokens=3",
             "--digest=d",
             "--node=n",
             "--ip=::1",

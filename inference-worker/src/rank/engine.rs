@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use llama_model::StepError;
-use llama_model::sample::Sampler;
+use llama_model::sample::{SampleError, Sampler};
 
 use super::plan::Stepper;
 use crate::engine::{EngineStats, FromEngine, Submit, ToEngine};
@@ -138,6 +138,8 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             prompt: submit.tokens,
             max_answer: submit.max_new_tokens,
             stop_ids: submit.stop_ids,
+            priority: 0,
+            salt: String::new(),
         };
         match self.scheduler.submit(request) {
             Ok(()) => {
@@ -147,27 +149,30 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         }
     }
 
-    /// Draws a token from each row and notes what became of its request.
+    /// Draws tokens from the rows and notes what became of their requests.
     fn take(&mut self, rows: &[Vec<f32>]) {
-        let mut sampled = Vec::with_capacity(rows.len());
-        let mut unusable = Vec::new();
-        for (id, row) in self.scheduler.awaited().iter().zip(rows) {
-            let token = self.samplers.get_mut(id).map(|sampler| sampler.sample(row));
-            match token {
-                Some(Ok(token)) => sampled.push(token),
+        let (mut sampled, mut unusable, mut rest) = (Vec::new(), Vec::new(), rows);
+        for awaited in self.scheduler.awaited() {
+            let (rows, behind) = rest.split_at(rest.len().min(awaited.guesses.len() + 1));
+            rest = behind;
+            let sampler = self.samplers.get_mut(&awaited.id);
+            let drawn = sampler.map(|sampler| draw(sampler, rows, awaited.guesses));
+            sampled.push(match drawn {
+                Some(Ok(tokens)) => tokens,
                 Some(Err(error)) => {
-                    unusable.push((*id, error.to_string()));
-                    sampled.push(0);
+                    unusable.push((awaited.id, error.to_string()));
+                    Vec::new()
                 }
-                None => sampled.push(0),
-            }
+                None => Vec::new(),
+            });
         }
+        let recorded = self.scheduler.record(&sampled);
         for (id, message) in unusable {
             self.scheduler.cancel(id);
             self.samplers.remove(&id);
             self.told.push(FromEngine::Failed { id, message });
         }
-        for recorded in self.scheduler.record(&sampled) {
+        for recorded in recorded {
             let id = recorded.id;
             if let Some(token) = recorded.token {
                 self.told.push(FromEngine::Token { id, token });
@@ -181,15 +186,37 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
 
     fn report(&mut self) -> Result<(), EngineError> {
         let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
+        let ([total, _], [free, _]) = self.scheduler.blocks();
         self.told.push(FromEngine::Stats(EngineStats {
             running: count(self.scheduler.running()),
             waiting: count(self.scheduler.waiting()),
             slots: self.scheduler.slots(),
             cached_tokens: self.scheduler.cached_tokens(),
+            blocks: count(total),
+            held_blocks: count(total - free),
+            cache: self.scheduler.cache_use(),
             step: self.stepper.step,
         }));
         (self.tell)(&self.told).map_err(EngineError::Front)?;
         self.told.clear();
         Ok(())
     }
+}
+
+/// The token behind the last of a sequence, and those behind `guesses` that were right.
+/// `rows` holds the logits before each guess and behind the last.
+fn draw(
+    sampler: &mut Sampler,
+    rows: &[Vec<f32>],
+    guesses: &[u32],
+) -> Result<Vec<u32>, SampleError> {
+    let mut tokens = Vec::with_capacity(rows.len());
+    for (number, row) in rows.iter().enumerate() {
+        let token = sampler.sample(row)?;
+        tokens.push(token);
+        if guesses.get(number) != Some(&token) {
+            break;
+        }
+    }
+    Ok(tokens)
 }

@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
+use llama_model::blocks::KvCapacity;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
 use llama_model::{Checkpoint, LoadOptions, ModelError, StepModel};
@@ -153,12 +154,13 @@ impl RankProcess<'_> {
         let checkpoint = Checkpoint::open(model, LoadFormat::Auto).map_err(model_error)?;
         let compute = Compute::open(self.args.launch.device, self.local)
             .map_err(|failure| failure.at_rank(self.args.rank))?;
-        let (link, slots) = self.connect(&compute, token)?;
+        let (link, capacity) = self.connect(&compute, token)?;
         let mut link = compute.connect(link, &self.board)?;
         self.board.set_phase(self.local, RankPhase::LoadingWeights);
         let mut model = self
-            .load(&compute, &checkpoint, slots)
+            .load(&compute, &checkpoint, capacity)
             .map_err(model_error)?;
+        let chunk = checkpoint.config().chunk;
         drop(checkpoint);
 
         // Ranks load at their own pace; nobody computes before all are there.
@@ -171,7 +173,7 @@ impl RankProcess<'_> {
             .map_err(aborted)?;
         link.set_deadline(STEP_DEADLINE);
         self.board.set_phase(self.local, RankPhase::Ready);
-        tracing::info!(rank = self.args.rank, slots, "rank is ready");
+        tracing::info!(rank = self.args.rank, ?capacity, "rank is ready");
 
         let stepper = Stepper {
             model: model.as_mut(),
@@ -182,7 +184,7 @@ impl RankProcess<'_> {
             step: 0,
         };
         let result = if self.args.rank == 0 {
-            self.lead(stepper, slots)
+            self.lead(stepper, self.limits(capacity, chunk))
         } else {
             self.follow(stepper)
         };
@@ -193,18 +195,21 @@ impl RankProcess<'_> {
         result
     }
 
-    /// The link that fits the group's shape, and the sequences that all pods have
-    /// memory for.
+    /// The link that fits the group's shape, and what all pods have memory for.
     fn connect(
         &self,
         compute: &Compute,
         token: Option<String>,
-    ) -> Result<(Box<dyn Link>, u32), Failure> {
-        let (mut slots, mut connections) = (self.args.slots, Vec::new());
+    ) -> Result<(Box<dyn Link>, KvCapacity), Failure> {
+        let (mut capacity, mut connections) = (self.args.capacity(), Vec::new());
         if self.args.launch.nodes > 1 {
             let mesh = self.meet(compute, token)?;
-            slots = mesh.slots();
-            tracing::info!(rank = self.args.rank, slots, "all ranks have come together");
+            capacity = mesh.capacity().unwrap_or(capacity);
+            tracing::info!(
+                rank = self.args.rank,
+                ?capacity,
+                "all ranks have come together"
+            );
             let nodes = mesh.members.into_iter().map(|member| member.node).collect();
             self.board.set_nodes(nodes);
             connections = mesh.connections;
@@ -223,7 +228,7 @@ impl RankProcess<'_> {
             };
             Failure::from_error(category, &error)
         })?;
-        Ok((link, slots))
+        Ok((link, capacity))
     }
 
     /// Meets the ranks of the other pods.
@@ -249,7 +254,7 @@ impl RankProcess<'_> {
             },
             rank: self.args.rank,
             node: self.args.node.clone(),
-            slots: self.args.slots,
+            capacity: self.args.capacity(),
             ip: self.args.ip,
             deadline: RENDEZVOUS_DEADLINE,
         };
@@ -275,14 +280,15 @@ impl RankProcess<'_> {
         &self,
         compute: &Compute,
         checkpoint: &Checkpoint,
-        slots: u32,
+        capacity: KvCapacity,
     ) -> Result<Box<dyn StepModel>, ModelError> {
         let launch = &self.args.launch;
         let options = LoadOptions {
             layout: self.placement.layout,
             rank: self.args.rank as usize,
             threads: launch.threads_per_rank.unwrap_or(1) as usize,
-            slots: slots as usize,
+            slots: capacity.slots as usize,
+            blocks: Some(capacity.by_group()),
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,
             kv: KvFormat::F16,
             verify: self.args.verify_digests,
@@ -293,13 +299,23 @@ impl RankProcess<'_> {
         })
     }
 
-    fn lead(&self, stepper: Stepper<'_>, slots: u32) -> Result<(), RankError> {
-        let scheduler = Scheduler::new(Limits {
-            slots,
+    /// What bounds the scheduler.
+    fn limits(&self, capacity: KvCapacity, chunk: Option<usize>) -> Limits {
+        Limits {
+            slots: capacity.slots,
             step_tokens: STEP_TOKENS,
             queue: self.args.queue,
+            queue_tokens: self.args.queue_tokens,
             max_tokens: self.args.launch.max_tokens.unwrap_or(1),
-        });
+            blocks: capacity.by_group(),
+            chunk,
+            prefix_caching: !self.args.no_prefix_caching,
+            speculation: self.args.speculative_tokens,
+        }
+    }
+
+    fn lead(&self, stepper: Stepper<'_>, limits: Limits) -> Result<(), RankError> {
+        let scheduler = Scheduler::new(limits);
         let front =
             front().map_err(|error| Failure::from_error(FailureCategory::Internal, &error))?;
         let (from_front, mut to_front) = front;

@@ -1,126 +1,44 @@
 //! Which tokens of which sequences the next step computes.
 //!
-//! Continuous batching over a fixed number of KV slots: every step takes one
-//! token of each sequence that is already answering, and fills the rest of its
-//! token budget with prompts, oldest first, in chunks where they are long. A
-//! slot has room for the longest sequence, so nothing is ever evicted.
+//! Continuous batching with a token budget a step: every sequence that is answering
+//! gets its next token computed, and what is left of the budget goes to prompts, in
+//! chunks where they are long. Keys and values lie in blocks that sequences share where
+//! they begin alike. When blocks run out, the sequence that is last in order gives its
+//! blocks up and is computed again later. The order is by priority, then by arrival; a
+//! request that has waited for long counts as of the first priority.
 //!
 //! This is a state machine without clock or I/O: requests go in with
 //! [`Scheduler::submit`], [`Scheduler::plan`] says what to compute, and
 //! [`Scheduler::record`] takes the sampled tokens.
 
+mod cache;
+mod request;
+mod sequence;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use llama_model::Segment;
+use llama_model::blocks::{BlockGeometry, KvBlocks};
 
-use llama_model::{Segment, Wanted};
-use serde::{Deserialize, Serialize};
+use cache::BlockCache;
+pub use request::{Awaited, CacheUse, Finish, Limits, Recorded, Refusal, Request};
+use sequence::Sequence;
 
-/// What bounds the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Sequences that have a place in the KV cache.
-    pub slots: u32,
-    /// Tokens that one step computes at most.
-    pub step_tokens: u32,
-    /// Requests that may wait for a slot.
-    pub queue: usize,
-    /// Longest sequence, prompt and answer, in tokens.
-    pub max_tokens: u32,
-}
-
-/// A request in tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
-    /// Its name, unique among the requests that are open.
-    pub id: u64,
-    /// The prompt, at least one token.
-    pub prompt: Vec<u32>,
-    /// Tokens to answer with at most, at least one.
-    pub max_answer: u32,
-    /// Tokens that end the answer.
-    pub stop_ids: Vec<u32>,
-}
-
-/// Why a request was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
-    /// As many requests wait as may.
-    #[error("{waiting} requests are waiting already")]
-    QueueFull {
-        /// How many wait.
-        waiting: usize,
-    },
-    /// Prompt and answer are longer than a slot, or one of them is empty.
-    #[error("a prompt of {prompt} tokens and an answer of {answer} do not fit {max_tokens} tokens")]
-    Length {
-        /// Tokens of the prompt.
-        prompt: usize,
-        /// Tokens asked for.
-        answer: u32,
-        /// What a sequence may have.
-        max_tokens: u32,
-    },
-}
-
-/// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Finish {
-    /// The model ended it.
-    Stop,
-    /// It reached its limit.
-    Length,
-}
-
-impl Finish {
-    /// The word of the OpenAI API, which is also the metric label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
-}
-
-/// What a sampled token did to its sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// The request.
-    pub id: u64,
-    /// The token, `None` when it only ended the answer.
-    pub token: Option<u32>,
-    /// Set when the answer is over.
-    pub finish: Option<Finish>,
-}
-
-#[derive(Clone, Debug)]
-struct Sequence {
-    request: Request,
-    slot: u32,
-    /// Prompt tokens whose keys and values are in the cache.
-    computed: usize,
-    /// The last sampled token, which the next step takes in.
-    last: Option<u32>,
-    answered: u32,
-}
-
-impl Sequence {
-    fn is_answering(&self) -> bool {
-        self.computed == self.request.prompt.len()
-    }
-}
+/// Steps after which a request that waits is of the first priority.
+const PATIENCE_STEPS: u64 = 2000;
 
 /// The state machine.
 #[derive(Clone, Debug)]
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Request>,
-    /// In order of admission.
+    cache: BlockCache,
+    /// In order of arrival.
+    waiting: Vec<Sequence>,
     running: Vec<Sequence>,
     free_slots: Vec<u32>,
-    /// Requests whose logits the planned step brings, in order.
-    awaited: Vec<u64>,
+    arrivals: u64,
+    step: u64,
+    usage: CacheUse,
 }
 
 impl Scheduler {
@@ -128,19 +46,23 @@ impl Scheduler {
     /// and one of a prompt, whatever `limits.step_tokens` says.
     pub fn new(mut limits: Limits) -> Self {
         limits.step_tokens = limits.step_tokens.max(limits.slots.saturating_add(1));
+        let geometry = BlockGeometry::new(limits.chunk);
         Self {
-            limits,
-            waiting: VecDeque::new(),
+            cache: BlockCache::new(geometry, limits.blocks, limits.prefix_caching),
+            waiting: Vec::new(),
             running: Vec::new(),
             free_slots: (0..limits.slots).rev().collect(),
-            awaited: Vec::new(),
+            arrivals: 0,
+            step: 0,
+            usage: CacheUse::default(),
+            limits,
         }
     }
 
     /// Takes a request, or says why not.
     ///
     /// # Errors
-    /// When the queue is full or the request does not fit a slot.
+    /// When the queue is full or the request does not fit a sequence.
     pub fn submit(&mut self, request: Request) -> Result<(), Refusal> {
         let prompt = request.prompt.len();
         let fits = u32::try_from(prompt)
@@ -160,116 +82,228 @@ impl Scheduler {
                 waiting: self.waiting.len(),
             });
         }
-        self.waiting.push_back(request);
+        let tokens: usize = self.waiting.iter().map(Sequence::unknown).sum();
+        if !self.waiting.is_empty() && tokens + prompt > self.limits.queue_tokens {
+            return Err(Refusal::QueueTokens {
+                waiting: tokens,
+                limit: self.limits.queue_tokens,
+            });
+        }
+        let mut sequence = Sequence::new(request, self.arrivals, self.step);
+        if self.cache.shares() {
+            sequence.hash_blocks();
+        }
+        self.arrivals += 1;
+        self.waiting.push(sequence);
         Ok(())
     }
 
     /// Forgets a request, wherever it is; a token still awaited for it is
     /// dropped. Returns whether it was open.
     pub fn cancel(&mut self, id: u64) -> bool {
-        if let Some(index) = self.waiting.iter().position(|request| request.id == id) {
+        if let Some(index) = self.waiting.iter().position(|seq| seq.id() == id) {
             self.waiting.remove(index);
             return true;
         }
-        let Some(index) = self.running.iter().position(|seq| seq.request.id == id) else {
+        let Some(index) = self.running.iter().position(|seq| seq.id() == id) else {
             return false;
         };
-        let sequence = self.running.remove(index);
-        self.free_slots.push(sequence.slot);
+        self.finish(index);
         true
     }
 
     /// What the next step computes; empty when there is nothing to do.
     pub fn plan(&mut self) -> Vec<Segment> {
-        self.admit();
-        self.awaited.clear();
-        let mut segments = Vec::new();
+        self.step += 1;
+        let (step, patience) = (self.step, PATIENCE_STEPS);
+        self.running.sort_by_key(|seq| seq.order(step, patience));
         let mut budget = usize::try_from(self.limits.step_tokens).unwrap_or(usize::MAX);
-        for sequence in &self.running {
-            let Some(token) = sequence.last else {
-                continue;
-            };
-            let start = sequence.computed + sequence.answered as usize - 1;
-            segments.push(segment(sequence.slot, start, vec![token], Wanted::Last));
-            self.awaited.push(sequence.request.id);
-            budget = budget.saturating_sub(1);
-        }
-        for sequence in self.running.iter_mut().filter(|seq| !seq.is_answering()) {
-            if budget == 0 {
-                break;
-            }
-            let start = sequence.computed;
-            let end = (start + budget).min(sequence.request.prompt.len());
-            budget -= end - start;
-            sequence.computed = end;
-            let is_whole = sequence.is_answering();
-            let tokens = sequence.request.prompt[start..end].to_vec();
-            let logits = if is_whole { Wanted::Last } else { Wanted::None };
-            segments.push(segment(sequence.slot, start, tokens, logits));
-            if is_whole {
-                self.awaited.push(sequence.request.id);
-            }
-        }
-        segments
+        self.plan_answers(&mut budget);
+        self.plan_prompts(&mut budget);
+        self.admit(&mut budget);
+        let running = self.running.iter_mut();
+        running.filter_map(Sequence::segment).collect()
     }
 
-    fn admit(&mut self) {
-        while let Some(slot) = self.free_slots.pop() {
-            let Some(request) = self.waiting.pop_front() else {
-                self.free_slots.push(slot);
-                return;
-            };
-            self.running.push(Sequence {
-                request,
-                slot,
-                computed: 0,
-                last: None,
-                answered: 0,
-            });
-        }
-    }
-
-    /// The requests whose logits the planned step brings, in the order of the
-    /// segments that want them.
-    pub fn awaited(&self) -> &[u64] {
-        &self.awaited
-    }
-
-    /// Takes the tokens sampled for [`Scheduler::awaited`], in its order.
-    pub fn record(&mut self, sampled: &[u32]) -> Vec<Recorded> {
-        let awaited = std::mem::take(&mut self.awaited);
-        let mut recorded = Vec::with_capacity(awaited.len());
-        for (id, token) in awaited.into_iter().zip(sampled) {
-            let Some(index) = self.running.iter().position(|seq| seq.request.id == id) else {
-                continue;
-            };
+    /// One token of each sequence that is answering, and what is guessed to follow.
+    fn plan_answers(&mut self, budget: &mut usize) {
+        let answering = self.running.iter().filter(|seq| seq.unknown() == 1).count();
+        let mut guesses = budget.saturating_sub(answering + self.prompts_left());
+        let mut index = 0;
+        while index < self.running.len() {
             let sequence = &mut self.running[index];
-            let stops = sequence.request.stop_ids.contains(token);
-            if !stops {
-                sequence.answered += 1;
-                sequence.last = Some(*token);
+            if sequence.unknown() == 1 {
+                let most = (self.limits.speculation as usize).min(guesses);
+                sequence.guess(most);
+                let wanted = 1 + sequence.guesses();
+                if self.make_room(index, wanted, true) {
+                    *budget = budget.saturating_sub(wanted);
+                    guesses -= wanted - 1;
+                } else {
+                    // Only itself was left to make room for.
+                    self.preempt(index);
+                    continue;
+                }
             }
-            let finish = if stops {
-                Some(Finish::Stop)
-            } else if sequence.answered >= sequence.request.max_answer {
-                Some(Finish::Length)
+            index += 1;
+        }
+    }
+
+    /// Tokens that prompts would like of this step: guesses are not worth their delay.
+    fn prompts_left(&self) -> usize {
+        let running = self.running.iter().filter(|seq| seq.unknown() > 1);
+        let admissible = self.waiting.iter().take(self.free_slots.len());
+        running.chain(admissible).map(Sequence::unknown).sum()
+    }
+
+    /// Further parts of prompts that have begun.
+    fn plan_prompts(&mut self, budget: &mut usize) {
+        let mut index = 0;
+        while index < self.running.len() && *budget > 0 {
+            let sequence = &self.running[index];
+            if sequence.unknown() > 1 && sequence.planned() == 0 {
+                let part = sequence.unknown().min(*budget);
+                if self.make_room(index, part, false) {
+                    *budget -= part;
+                }
+            }
+            index += 1;
+        }
+    }
+
+    /// Takes the blocks for `count` more tokens of a running sequence, if need be from
+    /// those behind it in order: from any of them if it `insists`, else from those that
+    /// this step computes nothing of. Plans the tokens if that worked.
+    fn make_room(&mut self, index: usize, count: usize, insists: bool) -> bool {
+        loop {
+            let sequence = &mut self.running[index];
+            let tokens = sequence.computed() + count;
+            if self.cache.extend(&mut sequence.held, tokens) {
+                sequence.plan(count);
+                return true;
+            }
+            let behind = index + 1..self.running.len();
+            let victim = behind
+                .rev()
+                .find(|victim| insists || self.running[*victim].planned() == 0);
+            match victim {
+                Some(victim) => self.preempt(victim),
+                None => return false,
+            }
+        }
+    }
+
+    /// Takes a running sequence's blocks; it is computed again later.
+    fn preempt(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        self.usage.preemptions += 1;
+        self.cache.release(&mut sequence.held);
+        self.free_slots.extend(sequence.leave());
+        let at = self
+            .waiting
+            .partition_point(|other| other.arrival() < sequence.arrival());
+        self.waiting.insert(at, sequence);
+    }
+
+    /// Lets waiting requests begin, first in order first, as long as there is room for
+    /// what the step computes of them and a block more for each that runs.
+    fn admit(&mut self, budget: &mut usize) {
+        while *budget > 0 && !self.free_slots.is_empty() {
+            let (step, patience) = (self.step, PATIENCE_STEPS);
+            let first = (0..self.waiting.len())
+                .min_by_key(|index| self.waiting[*index].order(step, patience));
+            let Some(first) = first else { return };
+            let sequence = &mut self.waiting[first];
+            let prefix = self.cache.longest_prefix(sequence.prompt_hashes());
+            sequence.held = self.cache.hold_prefix(sequence.prompt_hashes(), prefix);
+            let part = (sequence.unknown() - prefix).min(*budget);
+            let spare = if self.running.is_empty() {
+                0
             } else {
-                None
+                self.running.len() + 1
             };
-            recorded.push(Recorded {
-                id,
-                token: (!stops).then_some(*token),
-                finish,
-            });
+            let missing = self.cache.missing(&sequence.held, prefix + part);
+            let has_room =
+                |(missing, free): (&usize, usize)| *missing == 0 || missing + spare <= free;
+            if !missing.iter().zip(self.cache.free()).all(has_room)
+                || !self.cache.extend(&mut sequence.held, prefix + part)
+            {
+                self.cache.release(&mut sequence.held);
+                return;
+            }
+            let mut sequence = self.waiting.remove(first);
+            self.count_prefix(&mut sequence, prefix);
+            if let Some(slot) = self.free_slots.pop() {
+                sequence.begin(slot, prefix);
+            }
+            sequence.plan(part);
+            *budget -= part;
+            self.running.push(sequence);
+        }
+    }
+
+    fn count_prefix(&mut self, sequence: &mut Sequence, prefix: usize) {
+        if self.cache.shares() {
+            self.usage.queried_tokens += sequence.unknown() as u64;
+            self.usage.found_tokens += prefix as u64;
+        }
+        sequence.note_prefix(prefix);
+    }
+
+    /// What the planned step is computed for: the requests whose logits it brings, in
+    /// the order of the segments that want them.
+    pub fn awaited(&self) -> impl Iterator<Item = Awaited<'_>> {
+        self.running.iter().filter_map(Sequence::awaited)
+    }
+
+    /// Takes the tokens sampled for [`Scheduler::awaited`], in its order; of each the
+    /// one behind its last and as many more as its guesses were right, at least one.
+    pub fn record(&mut self, sampled: &[Vec<u32>]) -> Vec<Recorded> {
+        let mut recorded = Vec::new();
+        let mut sampled = sampled.iter();
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            let is_awaited = sequence.awaited().is_some();
+            let mut finish = None;
+            if sequence.planned() > 0 {
+                let tokens = if is_awaited {
+                    sampled.next().map_or(&[][..], Vec::as_slice)
+                } else {
+                    &[]
+                };
+                finish = sequence.advance(tokens, &mut recorded);
+                self.keep_complete(index);
+            }
             if finish.is_some() {
-                let sequence = self.running.remove(index);
-                self.free_slots.push(sequence.slot);
+                self.finish(index);
+            } else {
+                index += 1;
             }
         }
         recorded
     }
 
-    /// Sequences that have a place in the KV cache.
+    /// Lets the blocks that a sequence completed be found, and lets go of those that it
+    /// needs no more.
+    fn keep_complete(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        if self.cache.shares() {
+            let complete = sequence.complete_blocks();
+            self.cache
+                .publish(&sequence.held, sequence.hashes(), complete);
+        }
+        let computed = sequence.computed();
+        self.cache.let_go_before(&mut sequence.held, computed);
+    }
+
+    fn finish(&mut self, index: usize) {
+        let mut sequence = self.running.remove(index);
+        self.cache.release(&mut sequence.held);
+        self.free_slots.extend(sequence.leave());
+    }
+
+    /// Slots for sequences.
     pub fn slots(&self) -> u32 {
         self.limits.slots
     }
@@ -284,24 +318,24 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// Tokens in the KV cache once the planned step is computed.
+    /// Blocks of the KV cache in all, and those that no open request holds.
+    pub fn blocks(&self) -> (KvBlocks, KvBlocks) {
+        (self.cache.total(), self.cache.free())
+    }
+
+    /// What the cache did so far.
+    pub fn cache_use(&self) -> CacheUse {
+        self.usage
+    }
+
+    /// Tokens in the blocks of running requests.
     pub fn cached_tokens(&self) -> u64 {
-        let cached = |seq: &Sequence| seq.computed as u64 + u64::from(seq.answered.max(1) - 1);
-        self.running.iter().map(cached).sum()
+        let tokens = |seq: &Sequence| (seq.computed() + seq.planned()) as u64;
+        self.running.iter().map(tokens).sum()
     }
 
     /// Whether no request is open.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
-    }
-}
-
-fn segment(slot: u32, start: usize, tokens: Vec<u32>, logits: Wanted) -> Segment {
-    Segment {
-        slot,
-        // `submit` bounds every position by `max_tokens`, a u32.
-        start: u32::try_from(start).unwrap_or(u32::MAX),
-        tokens,
-        logits,
     }
 }

@@ -212,7 +212,9 @@ impl TextStream {
 
     fn refused(&self, refusal: &Refusal) -> ApiError {
         match refusal {
-            Refusal::QueueFull { .. } => ApiError::overloaded(refusal.to_string()),
+            Refusal::QueueFull { .. } | Refusal::QueueTokens { .. } => {
+                ApiError::overloaded(refusal.to_string())
+            }
             Refusal::Length { .. } => {
                 ApiError::context_length(self.usage.prompt_tokens, self.max_tokens)
             }

@@ -18,9 +18,20 @@ pub struct ServeArgs {
     /// Requests that may wait for a place in the KV cache; more get 429.
     #[arg(long, default_value_t = 64)]
     pub max_waiting: u16,
+    /// Tokens of the prompts that may wait; more get 429.
+    #[arg(long, default_value_t = 1 << 20)]
+    pub max_waiting_tokens: u32,
     /// Sequences computed at a time, where memory allows.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub max_sequences: u16,
+    /// Computes every prompt anew, also where one that began alike is still in the KV
+    /// cache.
+    #[arg(long)]
+    pub no_prefix_caching: bool,
+    /// Tokens that are guessed ahead of an answer from what it has in common with text
+    /// before; they are checked together. Never changes an answer.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=32))]
+    pub speculative_tokens: u16,
     /// Refuses weights that do not have the digests which `llama-worker shard` wrote
     /// beside them.
     #[arg(long)]

@@ -175,14 +175,19 @@ impl<'a> Pod<'a> {
         region: &Region,
     ) -> Result<Option<FrontStart>, Failure> {
         let program = std::env::current_exe().map_err(|error| internal(&error))?;
-        let (slots, max_tokens) = (prepared.slots, prepared.max_tokens);
+        let (capacity, max_tokens) = (prepared.capacity, prepared.max_tokens);
         let mut rank_args = RankArgs {
             launch: prepared.launch,
             rank: 0,
             supervisor: rustix::process::getpid().as_raw_nonzero().get(),
             shared_memory: region.raw_fd(),
-            slots,
+            slots: capacity.slots,
+            blocks: capacity.blocks,
+            chunk_blocks: capacity.chunk_blocks,
             queue: self.args.max_waiting.into(),
+            queue_tokens: self.args.max_waiting_tokens as usize,
+            no_prefix_caching: self.args.no_prefix_caching,
+            speculative_tokens: self.args.speculative_tokens.into(),
             own_cores: prepared.own_cores,
             verify_digests: self.args.verify_digests,
             digest: prepared.digest,
@@ -197,7 +202,7 @@ impl<'a> Pod<'a> {
                 stream: near,
                 tokenizer,
                 template,
-                slots,
+                slots: capacity.slots,
                 max_tokens,
             };
             front = Some((start, far));

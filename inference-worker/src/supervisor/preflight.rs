@@ -2,6 +2,8 @@
 //! within seconds and with a name.
 
 use llama_contract::{FailureCategory, LaunchArgs};
+use llama_model::advice::Limit;
+use llama_model::blocks::KvCapacity;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::{KvFormat, Target};
 use llama_model::text::{ChatTemplate, ModelText, Tokenizer};
@@ -21,8 +23,8 @@ pub(super) struct Prepared {
     pub(super) launch: LaunchArgs,
     /// Ranks of this pod.
     pub(super) ranks_here: u32,
-    /// Sequences that the pod has memory for.
-    pub(super) slots: u32,
+    /// What the pod has memory for.
+    pub(super) capacity: KvCapacity,
     /// Longest sequence in tokens.
     pub(super) max_tokens: u32,
     /// Whether every rank's threads have cores of their own.
@@ -77,19 +79,26 @@ pub(super) fn prepare(
         },
     )
     .map_err(|error| of_model(&error))?;
-    let fitting = match device_memory {
-        Some(memory) => devices::sequences(&plan, memory)?,
+    let limit = match device_memory {
+        Some(memory) => {
+            devices::sequences(&plan, memory)?;
+            Limit::Each(memory)
+        }
         // Without a limit the machine's memory is nobody's promise; the KV cache is
-        // taken as sequences grow.
-        None => plan
-            .check(
-                args.memory_limit_bytes
-                    .or_else(|| cgroup.memory_limit())
-                    .unwrap_or(u64::MAX),
-            )
-            .map_err(|error| of_model(&error))?,
+        // taken as it is used.
+        None => {
+            let limit = args.memory_limit_bytes.or_else(|| cgroup.memory_limit());
+            let limit = limit.unwrap_or(u64::MAX);
+            plan.check(limit).map_err(|error| of_model(&error))?;
+            Limit::Together(limit)
+        }
     };
-    let slots = fitting.min(args.max_sequences.into());
+    let capacity = plan
+        .capacity(limit, args.max_sequences.into())
+        .ok_or_else(|| {
+            let message = "the KV cache has no room for the blocks of one longest sequence";
+            Failure::new(FailureCategory::InsufficientMemory, message)
+        })?;
     launch.max_tokens = Some(max_tokens);
     launch.threads_per_rank = Some(threads);
     let text = (launch.node_index == 0)
@@ -98,14 +107,15 @@ pub(super) fn prepare(
     tracing::info!(
         layers = config.layers.len(),
         max_tokens,
-        slots,
+        slots = capacity.slots,
+        blocks = capacity.blocks,
         threads,
         ranks_here,
         "the model fits"
     );
     Ok(Prepared {
         ranks_here,
-        slots: u32::try_from(slots).unwrap_or(1),
+        capacity,
         max_tokens,
         own_cores: u64::from(threads) * u64::from(ranks_here) <= cores as u64,
         digest: digest(&checkpoint).map_err(|error| of_model(&error))?,

@@ -34,6 +34,7 @@ pub(crate) fn load(words: &[String]) -> Result<(), Box<dyn Error>> {
         rank,
         threads,
         slots: 1,
+        blocks: None,
         max_tokens: CONTEXT,
         kv: KvFormat::F16,
         verify: false,
@@ -53,6 +54,7 @@ pub(crate) fn load(words: &[String]) -> Result<(), Box<dyn Error>> {
         start: 0,
         tokens: PROMPT.to_vec(),
         logits: Wanted::Last,
+        tables: None,
     };
     let rows = model.step(&[prompt], &mut LocalCollective)?;
     let row = rows.first().ok_or("no logits")?;

@@ -72,6 +72,7 @@ impl TensorRows {
                 let stop = chunk.map_or(end, |chunk| end.min(origin + chunk));
                 runs.push(Run {
                     slot: sequence.slot,
+                    start,
                     at: start - origin,
                     row,
                     len: stop - start,
@@ -88,7 +89,9 @@ impl TensorRows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     slot: usize,
-    /// Place of the first token in the cache.
+    /// Position of the first token.
+    start: usize,
+    /// How many tokens that it attends to lie before.
     at: usize,
     /// The first row.
     row: usize,
@@ -121,7 +124,7 @@ pub(super) fn attend(
     for run in rows.runs(rules.chunk) {
         let of_run = |x: &Tensor| x.narrow(0, run.row, run.len)?.transpose(0, 1);
         let place = (layer, run.slot);
-        let (keys, values) = cache.append(place, run.at, &of_run(&k)?, &of_run(&v)?)?;
+        let (keys, values) = cache.append(place, run.start, &of_run(&k)?, &of_run(&v)?)?;
         let run = AttendRun {
             keys,
             values,
@@ -246,11 +249,24 @@ mod tests {
     fn chunks_cut_sequences_where_positions_say_so() {
         let sequence = |slot, start, len| Sequence { slot, start, len };
         let rows = rows(&[sequence(3, 6, 9), sequence(0, 16, 1)]);
-        let run = |slot, at, row, len| Run { slot, at, row, len };
-        assert_eq!(rows.runs(None), [run(3, 6, 0, 9), run(0, 16, 9, 1)]);
+        let run = |slot, (start, at), row, len| Run {
+            slot,
+            start,
+            at,
+            row,
+            len,
+        };
+        assert_eq!(
+            rows.runs(None),
+            [run(3, (6, 6), 0, 9), run(0, (16, 16), 9, 1)]
+        );
         assert_eq!(
             rows.runs(Some(8)),
-            [run(3, 6, 0, 2), run(3, 0, 2, 7), run(0, 0, 9, 1)]
+            [
+                run(3, (6, 6), 0, 2),
+                run(3, (8, 0), 2, 7),
+                run(0, (16, 0), 9, 1)
+            ]
         );
     }
 }

@@ -1,9 +1,10 @@
 //! Keys and values as tensors on a device.
 
 use candle_core::{DType, Device, Result, Tensor};
+use llama_checkpoint::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvGroup};
 
-/// Tokens by which a sequence's tensors grow at least.
-const GROWTH: usize = 256;
+use crate::step::{Segment, StepError};
+use crate::tables::BlockTables;
 
 /// Shape of a [`TensorCache`].
 #[derive(Clone, Debug)]
@@ -12,34 +13,30 @@ pub struct CacheShape {
     pub slots: usize,
     /// Tokens that a sequence may have.
     pub max_tokens: usize,
+    /// Blocks that the sequences share; each slot has its own where that is `None`.
+    pub blocks: Option<KvBlocks>,
     /// KV heads of this rank.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// The chunk of each layer that attends within chunks. Such a layer keeps the
-    /// tokens of one chunk only.
-    pub chunks: Vec<Option<usize>>,
+    /// Tokens of a chunk of the layers that attend within chunks.
+    pub chunk: Option<usize>,
+    /// What each layer keeps.
+    pub layers: Vec<KvGroup>,
 }
 
-/// Keys and values of the sequences in their slots, for every layer of this rank.
-/// The tensors of a layer grow as its sequence does, at least by half, and stay
-/// for the next sequence in the slot.
+/// Keys and values of the sequences in their slots, for every layer of this rank, in
+/// blocks. All memory is taken at once.
 #[derive(Debug)]
 pub struct TensorCache {
     shape: CacheShape,
     dtype: DType,
-    device: Device,
-    slots: Vec<Slot>,
+    tables: BlockTables,
+    layers: Vec<Buffers>,
 }
 
+/// Keys and values of a layer, each `[blocks, tokens, KV heads × width]`.
 #[derive(Debug)]
-struct Slot {
-    tokens: usize,
-    layers: Vec<Option<Buffers>>,
-}
-
-/// Keys and values, each `[KV heads, capacity, width]`.
-#[derive(Clone, Debug)]
 struct Buffers {
     keys: Tensor,
     values: Tensor,
@@ -47,18 +44,32 @@ struct Buffers {
 
 impl TensorCache {
     /// An empty cache that stores `dtype`.
-    pub fn new(shape: CacheShape, dtype: DType, device: &Device) -> Self {
-        let layers = shape.chunks.len();
-        let slots = (0..shape.slots).map(|_| Slot {
-            tokens: 0,
-            layers: vec![None; layers],
+    ///
+    /// # Errors
+    /// When the device does not have the memory.
+    pub fn new(shape: CacheShape, dtype: DType, device: &Device) -> Result<Self> {
+        let tables = BlockTables::new(
+            BlockGeometry::new(shape.chunk),
+            (shape.slots, shape.max_tokens),
+            shape.blocks,
+        );
+        let width = shape.kv_heads * shape.head_dim;
+        let buffer = |group: KvGroup| {
+            let blocks = tables.blocks()[group as usize];
+            Tensor::zeros((blocks * BLOCK_TOKENS, width), dtype, device)
+        };
+        let layers = shape.layers.iter().map(|&group| {
+            Ok(Buffers {
+                keys: buffer(group)?,
+                values: buffer(group)?,
+            })
         });
-        Self {
-            slots: slots.collect(),
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
             shape,
             dtype,
-            device: device.clone(),
-        }
+            tables,
+        })
     }
 
     /// Its shape.
@@ -66,84 +77,114 @@ impl TensorCache {
         &self.shape
     }
 
-    /// Tokens of the sequence in `slot`.
-    pub fn tokens(&self, slot: usize) -> usize {
-        self.slots[slot].tokens
+    /// See [`BlockTables::check`].
+    pub(super) fn check(
+        &self,
+        segments: &[Segment],
+        vocab: usize,
+    ) -> std::result::Result<(), StepError> {
+        self.tables.check(segments, vocab)
     }
 
-    /// Says that the sequence in `slot` has `tokens` tokens from now on; the
-    /// caller writes those that are new.
-    pub(super) fn set_tokens(&mut self, slot: usize, tokens: usize) {
-        self.slots[slot].tokens = tokens;
+    /// Makes room for a checked segment's tokens, which the caller writes next.
+    pub(super) fn extend(&mut self, segment: &Segment) {
+        self.tables.apply(segment, |_, _| {});
     }
 
-    /// Puts `keys` and `values`, `[KV heads, tokens, width]`, at place `at` of a
-    /// layer, and returns those of places 0 to the last one written.
+    /// Puts `keys` and `values`, `[KV heads, tokens, width]`, of the tokens from
+    /// `position` on, which a layer sees together, and returns those of all that the
+    /// last of them attends to.
     pub(super) fn append(
         &mut self,
         (layer, slot): (usize, usize),
-        at: usize,
+        position: usize,
         keys: &Tensor,
         values: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
-        let end = at + keys.dim(1)?;
-        let buffers = self.room(layer, slot, end)?;
-        buffers
-            .keys
-            .slice_set(&keys.to_dtype(self.dtype)?.contiguous()?, 1, at)?;
-        buffers
-            .values
-            .slice_set(&values.to_dtype(self.dtype)?.contiguous()?, 1, at)?;
-        Ok((
-            buffers.keys.narrow(1, 0, end)?,
-            buffers.values.narrow(1, 0, end)?,
-        ))
+        let len = keys.dim(1)?;
+        let (group, geometry) = (self.shape.layers[layer], self.tables.geometry());
+        let (first, place) = (
+            geometry.first_block(group, position),
+            geometry.place(group, position),
+        );
+        let end = place + len;
+        let ids: Vec<usize> = (0..end.div_ceil(BLOCK_TOKENS))
+            .map(|index| self.tables.block(group, slot, first + index))
+            .collect();
+        let buffers = &self.layers[layer];
+        let both = [(&buffers.keys, keys), (&buffers.values, values)];
+        let [keys, values] = both.map(|(buffer, new)| {
+            self.write(buffer, new, &ids, place)?;
+            self.gather(buffer, &ids, end)
+        });
+        Ok((keys?, values?))
     }
 
-    /// The tensors of a layer, with places for `needed` tokens.
-    fn room(&mut self, layer: usize, slot: usize, needed: usize) -> Result<Buffers> {
-        let most = self.shape.chunks[layer].map_or(self.shape.max_tokens, |chunk| {
-            chunk.min(self.shape.max_tokens)
-        });
-        if needed > most {
-            candle_core::bail!("{needed} tokens for a layer that keeps {most}");
+    /// Writes `[KV heads, tokens, width]` behind `place` tokens of the blocks `ids`.
+    fn write(&self, buffer: &Tensor, new: &Tensor, ids: &[usize], place: usize) -> Result<()> {
+        let rows = new.transpose(0, 1)?.contiguous()?.flatten_from(1)?;
+        let rows = rows.to_dtype(self.dtype)?;
+        let (mut done, len) = (0, rows.dim(0)?);
+        while done < len {
+            let at = place + done;
+            let count = (BLOCK_TOKENS - at % BLOCK_TOKENS).min(len - done);
+            let row = ids[at / BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS;
+            buffer.slice_set(&rows.narrow(0, done, count)?.contiguous()?, 0, row)?;
+            done += count;
         }
-        let place = &mut self.slots[slot].layers[layer];
-        let capacity = place.as_ref().map_or(Ok(0), |old| old.keys.dim(1))?;
-        if let Some(buffers) = place.as_ref().filter(|_| needed <= capacity) {
-            return Ok(buffers.clone());
-        }
-        let grown = needed
-            .max(capacity + capacity / 2)
-            .next_multiple_of(GROWTH)
-            .min(most);
-        let shape = (self.shape.kv_heads, grown, self.shape.head_dim);
-        let new = Buffers {
-            keys: Tensor::zeros(shape, self.dtype, &self.device)?,
-            values: Tensor::zeros(shape, self.dtype, &self.device)?,
+        Ok(())
+    }
+
+    /// The first `count` tokens of the blocks `ids`, `[KV heads, tokens, width]`.
+    fn gather(&self, buffer: &Tensor, ids: &[usize], count: usize) -> Result<Tensor> {
+        let first = ids.first().copied().unwrap_or(0);
+        let is_run = ids.iter().zip(first..).all(|(id, next)| *id == next);
+        let rows = if is_run {
+            buffer.narrow(0, first * BLOCK_TOKENS, count)?
+        } else {
+            let ids: Vec<u32> = ids
+                .iter()
+                .map(|id| u32::try_from(*id).unwrap_or(u32::MAX))
+                .collect();
+            let ids = Tensor::from_slice(&ids, ids.len(), buffer.device())?;
+            let (rows, width) = buffer.dims2()?;
+            buffer
+                .reshape((rows / BLOCK_TOKENS, BLOCK_TOKENS * width))?
+                .index_select(&ids, 0)?
+                .reshape(((), width))?
+                .narrow(0, 0, count)?
         };
-        if let Some(old) = place.take() {
-            new.keys.slice_set(&old.keys, 1, 0)?;
-            new.values.slice_set(&old.values, 1, 0)?;
-        }
-        *place = Some(new.clone());
-        Ok(new)
+        rows.reshape((count, self.shape.kv_heads, self.shape.head_dim))?
+            .transpose(0, 1)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::step::{TableChange, Wanted};
 
-    fn cache(chunk: Option<usize>) -> TensorCache {
+    fn cache(blocks: Option<KvBlocks>) -> TensorCache {
         let shape = CacheShape {
             slots: 2,
             max_tokens: 1000,
+            blocks,
             kv_heads: 2,
             head_dim: 4,
-            chunks: vec![None, chunk],
+            chunk: Some(64),
+            layers: vec![KvGroup::All, KvGroup::Chunk],
         };
-        TensorCache::new(shape, DType::F32, &Device::Cpu)
+        TensorCache::new(shape, DType::F32, &Device::Cpu).expect("small")
+    }
+
+    fn segment(start: usize, len: usize, tables: Option<[TableChange; 2]>) -> Segment {
+        Segment {
+            slot: 1,
+            start: u32::try_from(start).expect("small"),
+            tokens: vec![0; len],
+            logits: Wanted::None,
+            tables,
+        }
     }
 
     fn ramp(from: usize, len: usize) -> Tensor {
@@ -160,10 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_stays_while_the_tensors_grow() {
+    fn what_was_written_stays_while_the_sequence_grows() {
         let mut cache = cache(None);
         let mut at = 0;
         for len in [1, 7, 300, 1, 500, 191] {
+            cache.extend(&segment(at, len, None));
             let new = ramp(at, len);
             let (keys, values) = cache
                 .append((0, 1), at, &new, &(&new * 2.0).expect("scales"))
@@ -172,32 +214,28 @@ mod tests {
             assert!(same(&keys, &ramp(0, at)), "{at}");
             assert!(same(&values, &(ramp(0, at) * 2.0).expect("scales")), "{at}");
         }
-        assert_eq!(at, 1000);
-        let error = cache.append((0, 1), at, &ramp(at, 1), &ramp(at, 1));
-        let error = error.expect_err("no room").to_string();
-        assert!(
-            error.starts_with("1001 tokens for a layer that keeps 1000"),
-            "{error}"
-        );
     }
 
     #[test]
-    fn memory_is_taken_as_sequences_grow_and_never_beyond_the_limit() {
-        let mut cache = cache(Some(64));
-        let capacity = |cache: &TensorCache, layer: usize| {
-            let buffers = cache.slots[0].layers[layer].as_ref();
-            buffers.map_or(0, |buffers| buffers.keys.dims()[1])
+    fn scattered_blocks_are_read_in_the_order_of_the_table() {
+        let mut cache = cache(Some([40, 40]));
+        let add = |blocks: &[u32]| TableChange {
+            add: blocks.to_vec(),
+            ..TableChange::default()
         };
-        assert_eq!((capacity(&cache, 0), capacity(&cache, 1)), (0, 0));
-        for (at, expected) in [(0, 256), (256, 512), (512, 768), (999, 1000)] {
-            cache
-                .append((0, 0), at, &ramp(at, 1), &ramp(at, 1))
-                .expect("room");
-            assert_eq!(capacity(&cache, 0), expected);
-        }
-        cache
-            .append((1, 0), 0, &ramp(0, 1), &ramp(0, 1))
+        cache.extend(&segment(0, 70, Some([add(&[9, 3, 20]), add(&[1, 0, 7])])));
+        let (keys, _) = cache
+            .append((0, 1), 0, &ramp(0, 70), &ramp(0, 70))
             .expect("room");
-        assert_eq!(capacity(&cache, 1), 64, "a chunk is all that is kept");
+        assert!(same(&keys, &ramp(0, 70)));
+        // The layer that attends in chunks sees the first chunk, then the second.
+        let (keys, _) = cache
+            .append((1, 1), 0, &ramp(0, 64), &ramp(0, 64))
+            .expect("room");
+        assert!(same(&keys, &ramp(0, 64)));
+        let (keys, _) = cache
+            .append((1, 1), 64, &ramp(64, 6), &ramp(64, 6))
+            .expect("room");
+        assert!(same(&keys, &ramp(64, 6)));
     }
 }

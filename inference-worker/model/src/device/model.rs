@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use llama_checkpoint::blocks::KvGroup;
 use llama_checkpoint::memory::{KvFormat, check_context};
 use llama_checkpoint::slices::{MatrixSlice, ModelSlices};
 use llama_checkpoint::{Checkpoint, Format, LlamaConfig, ModelError, Shard};
@@ -18,7 +19,7 @@ use crate::collective::Collective;
 use crate::kernels;
 use crate::llama::LoadOptions;
 use crate::rope::Rope;
-use crate::step::{Segment, StepError, StepLimits, StepModel, join_columns, wanted_rows};
+use crate::step::{Segment, StepError, StepModel, join_columns, wanted_rows};
 
 /// One rank's part of a Llama model on a device, with its KV cache.
 #[derive(Debug)]
@@ -111,7 +112,15 @@ impl DeviceLlama {
             max_tokens: options.max_tokens,
             kv_heads: shard.kv_heads.len(),
             head_dim: config.head_dim,
-            chunks: layers.iter().map(|layer| layer.attention.chunk).collect(),
+            blocks: options.blocks,
+            chunk: config.chunk,
+            layers: layers
+                .iter()
+                .map(|layer| match layer.attention.chunk {
+                    Some(_) => KvGroup::Chunk,
+                    None => KvGroup::All,
+                })
+                .collect(),
         };
         let kept = match options.kv {
             KvFormat::F16 => DType::F16,
@@ -122,21 +131,15 @@ impl DeviceLlama {
             embedding,
             layers,
             head,
-            cache: TensorCache::new(shape, kept, device),
+            cache: TensorCache::new(shape, kept, device).map_err(|error| {
+                ModelError::Memory(format!(
+                    "the device has no memory for the KV cache: {error}"
+                ))
+            })?,
             is_last_stage: shard.is_last_stage(),
             vocab_ranges: vocab_ranges(&config, options)?,
             config,
         })
-    }
-
-    fn check(&self, segments: &[Segment]) -> Result<(), StepError> {
-        let limits = StepLimits {
-            slots: self.cache.shape().slots,
-            max_tokens: self.cache.shape().max_tokens,
-            vocab: self.config.vocab,
-            chunk: self.config.chunk,
-        };
-        limits.check(segments, |slot| self.cache.tokens(slot))
     }
 
     /// The residual stream where this stage begins: rows of the embedding, of which
@@ -171,9 +174,8 @@ impl DeviceLlama {
     ) -> Result<Vec<Vec<f32>>, StepError> {
         let sequences: Vec<Sequence> = segments.iter().map(sequence).collect();
         let mut x = self.begin(segments, collective)?;
-        for sequence in &sequences {
-            self.cache
-                .set_tokens(sequence.slot, sequence.start + sequence.len);
+        for segment in segments {
+            self.cache.extend(segment);
         }
         let rows = self
             .operations
@@ -281,7 +283,7 @@ impl StepModel for DeviceLlama {
         segments: &[Segment],
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError> {
-        self.check(segments)?;
+        self.cache.check(segments, self.config.vocab)?;
         if segments.is_empty() {
             return Ok(Vec::new());
         }

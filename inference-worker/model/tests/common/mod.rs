@@ -189,6 +189,7 @@ pub fn on_threads<R: Send>(
                         rank: collective.rank,
                         threads: 1,
                         slots: setup.slots,
+                        blocks: None,
                         max_tokens: setup.max_tokens,
                         kv: setup.kv,
                         verify: false,
@@ -211,6 +212,7 @@ pub fn segment(slot: u32, start: usize, tokens: &[u32]) -> Segment {
         start: u32::try_from(start).expect("small"),
         tokens: tokens.to_vec(),
         logits: Wanted::Last,
+        tables: None,
     }
 }
 

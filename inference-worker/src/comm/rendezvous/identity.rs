@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use llama_model::blocks::KvCapacity;
 use serde::{Deserialize, Serialize};
 
 use crate::comm::placement::Placement;
@@ -36,8 +37,8 @@ pub struct Member {
     pub rank: u32,
     /// The node it runs on.
     pub node: String,
-    /// Sequences that its pod has memory for.
-    pub slots: u32,
+    /// What its pod has memory for.
+    pub capacity: KvCapacity,
     /// Where it waits for higher ranks.
     pub listen: SocketAddr,
 }

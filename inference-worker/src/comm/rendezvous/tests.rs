@@ -22,7 +22,11 @@ fn party(rank: u32) -> Party {
         identity: identity(),
         rank,
         node: format!("node-{rank}"),
-        slots: 8 - rank,
+        capacity: KvCapacity {
+            slots: 8 - rank,
+            blocks: 100 + rank,
+            chunk_blocks: 9,
+        },
         ip: IpAddr::from([127, 0, 0, 1]),
         deadline: Duration::from_secs(20),
     }
@@ -118,7 +122,10 @@ fn ranks_find_each_other_past_strangers() {
         for (mesh, rank) in [(&host, 0), (&guests[0], 2), (&guests[1], 1)] {
             let nodes: Vec<_> = mesh.members.iter().map(|member| &member.node).collect();
             assert_eq!(nodes, ["node-0", "node-1", "node-2"]);
-            assert_eq!(mesh.slots(), 6);
+            assert_eq!(
+                mesh.capacity().unwrap(),
+                party(2).capacity.min(party(0).capacity)
+            );
             for (peer, connection) in mesh.connections.iter().enumerate() {
                 assert_eq!(connection.is_some(), peer != rank, "rank {rank} to {peer}");
             }

@@ -78,7 +78,12 @@ fn limits() -> Limits {
         slots: 2,
         step_tokens: 8,
         queue: 1,
+        queue_tokens: 1000,
         max_tokens: 16,
+        blocks: [2, 0],
+        chunk: None,
+        prefix_caching: true,
+        speculation: 0,
     }
 }
 

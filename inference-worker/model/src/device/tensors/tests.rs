@@ -8,6 +8,7 @@
     reason = "formulas with their usual letters, and one whole layer written down"
 )]
 
+use llama_checkpoint::blocks::KvGroup;
 use llama_checkpoint::config::{RopePairs, Temperature};
 use proptest::prelude::*;
 
@@ -18,6 +19,7 @@ use super::super::matrix::Precision;
 use super::*;
 use crate::collective::LocalCollective;
 use crate::kernels::Format;
+use crate::step::{Segment, Wanted};
 
 /// Random numbers between −1 and 1.
 struct Noise(u64);
@@ -256,9 +258,14 @@ impl Heads {
             max_tokens,
             kv_heads: self.kv_heads,
             head_dim: self.width,
-            chunks: vec![self.rules.chunk],
+            blocks: None,
+            chunk: self.rules.chunk,
+            layers: vec![match self.rules.chunk {
+                Some(_) => KvGroup::Chunk,
+                None => KvGroup::All,
+            }],
         };
-        TensorCache::new(shape, DType::F32, &Device::Cpu)
+        TensorCache::new(shape, DType::F32, &Device::Cpu).expect("small")
     }
 }
 
@@ -284,6 +291,9 @@ fn attention_is_exact(heads: &Heads, cuts: &[usize]) {
             start,
             len: *len,
         });
+        for place in &places {
+            cache.extend(&segment(place));
+        }
         let rows = ops.rows(&places).expect("rows");
         let part = |which: usize| {
             let parts = sequences
@@ -301,6 +311,16 @@ fn attention_is_exact(heads: &Heads, cuts: &[usize]) {
         let error = error(&attended.expect("attends"), &expected);
         assert!(error < 2e-6, "{heads:?} from {start}: {error}");
         start += len;
+    }
+}
+
+fn segment(place: &Sequence) -> Segment {
+    Segment {
+        slot: u32::try_from(place.slot).expect("small"),
+        start: u32::try_from(place.start).expect("small"),
+        tokens: vec![0; place.len],
+        logits: Wanted::None,
+        tables: None,
     }
 }
 
@@ -447,17 +467,20 @@ fn a_layer_with_experts_is_that_of_f64() {
     };
     let x = noise.tensor(7, hidden);
     let ops = operations(&heads.steps);
-    let rows = ops
-        .rows(&[Sequence {
-            slot: 0,
-            start: 0,
-            len: 7,
-        }])
-        .expect("rows");
+    let place = Sequence {
+        slot: 0,
+        start: 0,
+        len: 7,
+    };
+    let rows = ops.rows(&[place]).expect("rows");
     let mut pass = Pass {
         operations: &ops,
         rows: &rows,
-        cache: &mut heads.cache(1, 7),
+        cache: &mut {
+            let mut cache = heads.cache(1, 7);
+            cache.extend(&segment(&place));
+            cache
+        },
         epsilon: 1e-5,
         collective: &mut Staged(&mut LocalCollective),
     };
