@@ -1,6 +1,9 @@
 //! Metrics of a worker pod. Names begin with `llama_`; those that dashboards of
 //! this field already know begin with `vllm:` and mean what they mean there.
 
+mod engine;
+
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -11,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
+use self::engine::EngineMetrics;
 use crate::engine::EngineStats;
 use crate::scheduler::Finish;
 
@@ -43,58 +47,12 @@ struct RankLabels {
     rank: u32,
 }
 
-/// The engine's numbers, as it last told them.
-#[derive(Debug)]
-struct EngineGauges {
-    running: Gauge,
-    waiting: Gauge,
-    cached_tokens: Gauge,
-    step: Gauge,
-}
-
-impl EngineGauges {
-    fn register(labelled: &mut Registry) -> Self {
-        Self {
-            running: add(
-                labelled,
-                "vllm:num_requests_running",
-                "Requests being computed",
-                Gauge::default(),
-            ),
-            waiting: add(
-                labelled,
-                "vllm:num_requests_waiting",
-                "Requests waiting for room",
-                Gauge::default(),
-            ),
-            cached_tokens: add(
-                labelled,
-                "llama_kv_cache_tokens",
-                "Tokens in the KV cache",
-                Gauge::default(),
-            ),
-            step: add(
-                labelled,
-                "llama_engine_step",
-                "Last step that the engine finished",
-                Gauge::default(),
-            ),
-        }
-    }
-
-    fn set(&self, stats: EngineStats) {
-        self.running.set(stats.running.into());
-        self.waiting.set(stats.waiting.into());
-        self.cached_tokens.set(saturating(stats.cached_tokens));
-        self.step.set(saturating(stats.step));
-    }
-}
-
 /// All metrics of one pod.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    engine: EngineGauges,
+    rendering: Mutex<()>,
+    engine: EngineMetrics,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     success: Family<FinishLabels, Counter>,
@@ -114,7 +72,8 @@ impl Metrics {
             registry.sub_registry_with_label(("model_name".into(), served_name.to_owned().into()));
         let histogram = |buckets: &[f64]| Histogram::new(buckets.iter().copied());
         Self {
-            engine: EngineGauges::register(labelled),
+            rendering: Mutex::new(()),
+            engine: EngineMetrics::register(labelled),
             prompt_tokens: add(
                 labelled,
                 "vllm:prompt_tokens",
@@ -178,6 +137,11 @@ impl Metrics {
     /// # Errors
     /// When a metric cannot be written as text.
     pub fn render(&self, stats: EngineStats) -> Result<String, std::fmt::Error> {
+        // One at a time, since counters are raised by what they lack.
+        let _alone = self
+            .rendering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.engine.set(stats);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -237,6 +201,9 @@ fn saturating(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Work;
+    use crate::rank::throughput::Saturated;
+    use crate::scheduler::CacheUse;
 
     #[test]
     fn names_are_those_that_dashboards_know() {
@@ -249,6 +216,22 @@ mod tests {
         let stats = EngineStats {
             running: 2,
             waiting: 1,
+            blocks: 8,
+            held_blocks: 2,
+            cache: CacheUse {
+                queried_tokens: 100,
+                found_tokens: 64,
+                preemptions: 3,
+            },
+            work: Work {
+                steps: 5,
+                micros: 2_500_000,
+                ..Work::default()
+            },
+            saturated: Saturated {
+                prompt: Some(250.5),
+                answer: None,
+            },
             ..EngineStats::default()
         };
         let text = metrics.render(stats).expect("renders");
@@ -256,6 +239,15 @@ mod tests {
             "vllm:num_requests_running{model_name=\"m\"} 2",
             "vllm:num_requests_waiting{model_name=\"m\"} 1",
             "vllm:prompt_tokens_total{model_name=\"m\"} 3",
+            "vllm:kv_cache_usage_perc{model_name=\"m\"} 0.25",
+            "vllm:gpu_cache_usage_perc{model_name=\"m\"} 0.25",
+            "vllm:prefix_cache_queries_total{model_name=\"m\"} 100",
+            "vllm:prefix_cache_hits_total{model_name=\"m\"} 64",
+            "vllm:num_preemptions_total{model_name=\"m\"} 3",
+            "vllm:cache_config_info{block_size=\"32\",num_gpu_blocks=\"8\",model_name=\"m\"} 1",
+            "llama_engine_steps_total{model_name=\"m\"} 5",
+            "llama_engine_step_seconds_total{model_name=\"m\"} 2.5",
+            "llama_saturated_prompt_tokens_per_second{model_name=\"m\"} 250.5",
             "vllm:generation_tokens_total{model_name=\"m\"} 2",
             "vllm:request_success_total{finished_reason=\"stop\",model_name=\"m\"} 1",
             "vllm:time_to_first_token_seconds_count{model_name=\"m\"} 1",

@@ -7,6 +7,7 @@ use llama_model::sample::SamplingParams;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::rank::throughput::Saturated;
 use crate::scheduler::{CacheUse, Finish, Refusal};
 
 /// Longest frame: a prompt of a million tokens with room to spare.
@@ -41,8 +42,23 @@ pub enum ToEngine {
     Stop,
 }
 
-/// How busy the scheduler is.
+/// What steps with tokens computed, and how long they took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Steps.
+    pub steps: u64,
+    /// Tokens of prompts.
+    pub prompt_tokens: u64,
+    /// Tokens of answers.
+    pub answer_tokens: u64,
+    /// Microseconds from plan to plan.
+    pub micros: u64,
+    /// Those of them in which the ranks computed.
+    pub model_micros: u64,
+}
+
+/// How busy the scheduler is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EngineStats {
     /// Sequences that hold a slot.
     pub running: u32,
@@ -58,6 +74,10 @@ pub struct EngineStats {
     pub held_blocks: u32,
     /// What the KV cache did so far.
     pub cache: CacheUse,
+    /// What was computed so far.
+    pub work: Work,
+    /// What the group can do at most.
+    pub saturated: Saturated,
     /// Last finished step.
     pub step: u64,
 }

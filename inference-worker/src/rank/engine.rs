@@ -5,13 +5,14 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use llama_model::StepError;
 use llama_model::sample::{SampleError, Sampler};
+use llama_model::{Segment, StepError, Wanted};
 
 use super::plan::Stepper;
-use crate::engine::{EngineStats, FromEngine, Submit, ToEngine};
+use super::throughput::Throughput;
+use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, Work};
 use crate::scheduler::{Request, Scheduler};
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
@@ -37,6 +38,8 @@ pub struct Engine<'a, F> {
     from_front: Receiver<ToEngine>,
     tell: F,
     told: Vec<FromEngine>,
+    work: Work,
+    throughput: Throughput,
     stopping: bool,
 }
 
@@ -63,6 +66,8 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             from_front,
             tell,
             told: Vec::new(),
+            work: Work::default(),
+            throughput: Throughput::default(),
             stopping: false,
         }
     }
@@ -74,11 +79,18 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     pub fn run(&mut self) -> Result<(), EngineError> {
         loop {
             let has_heard = self.hear()?;
+            let begun = Instant::now();
             let segments = self.scheduler.plan();
             let is_last = self.stopping && segments.is_empty();
             let is_news = has_heard || !segments.is_empty();
+            let tokens = count_tokens(&segments);
+            let computing = Instant::now();
             let rows = self.stepper.lead(segments, is_last)?;
+            let computed = computing.elapsed();
             self.take(&rows);
+            if tokens != (0, 0) {
+                self.note(tokens, begun.elapsed(), computed);
+            }
             if is_news {
                 self.report()?;
             }
@@ -184,6 +196,17 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         }
     }
 
+    /// Notes a step of so many tokens of prompts and answers.
+    fn note(&mut self, (prompt, answer): (usize, usize), whole: Duration, computed: Duration) {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.work.steps += 1;
+        self.work.prompt_tokens += prompt as u64;
+        self.work.answer_tokens += answer as u64;
+        self.work.micros += micros(whole);
+        self.work.model_micros += micros(computed);
+        self.throughput.observe(prompt, answer, whole.as_secs_f64());
+    }
+
     fn report(&mut self) -> Result<(), EngineError> {
         let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
         let ([total, _], [free, _]) = self.scheduler.blocks();
@@ -195,12 +218,27 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             blocks: count(total),
             held_blocks: count(total - free),
             cache: self.scheduler.cache_use(),
+            work: self.work,
+            saturated: self
+                .throughput
+                .saturated(self.scheduler.step_tokens(), self.scheduler.slots()),
             step: self.stepper.step,
         }));
         (self.tell)(&self.told).map_err(EngineError::Front)?;
         self.told.clear();
         Ok(())
     }
+}
+
+/// Tokens of prompts and of answers. A prompt's last token, if it is alone in its step,
+/// counts among the answers: it costs as much.
+fn count_tokens(segments: &[Segment]) -> (usize, usize) {
+    let lens = segments.iter().map(|segment| match segment.logits {
+        Wanted::None => (segment.tokens.len(), 0),
+        Wanted::Last if segment.tokens.len() > 1 => (segment.tokens.len(), 0),
+        Wanted::Last | Wanted::All => (0, segment.tokens.len()),
+    });
+    lens.fold((0, 0), |sum, len| (sum.0 + len.0, sum.1 + len.1))
 }
 
 /// The token behind the last of a sequence, and those behind `guesses` that were right.

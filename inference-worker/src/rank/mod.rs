@@ -4,6 +4,7 @@ pub mod args;
 mod compute;
 pub mod engine;
 pub mod plan;
+pub mod throughput;
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

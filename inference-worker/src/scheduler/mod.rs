@@ -303,6 +303,11 @@ impl Scheduler {
         self.free_slots.extend(sequence.leave());
     }
 
+    /// Tokens that one step computes at most.
+    pub fn step_tokens(&self) -> u32 {
+        self.limits.step_tokens
+    }
+
     /// Slots for sequences.
     pub fn slots(&self) -> u32 {
         self.limits.slots
