@@ -11,7 +11,7 @@ use llama_model::StepError;
 use llama_model::sample::Sampler;
 
 use super::plan::Stepper;
-use crate::engine::{EngineStats, FromEngine, Submit, ToEngine};
+use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, TokenLogprobs};
 use crate::scheduler::{Request, Scheduler};
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
@@ -133,6 +133,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
 
     fn submit(&mut self, submit: Submit) {
         let id = submit.id;
+        let sampler = Sampler::new(submit.sampling, &submit.tokens);
         let request = Request {
             id,
             prompt: submit.tokens,
@@ -141,7 +142,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         };
         match self.scheduler.submit(request) {
             Ok(()) => {
-                self.samplers.insert(id, Sampler::new(submit.sampling));
+                self.samplers.insert(id, sampler);
             }
             Err(refusal) => self.told.push(FromEngine::Refused { id, refusal }),
         }
@@ -151,10 +152,20 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     fn take(&mut self, rows: &[Vec<f32>]) {
         let mut sampled = Vec::with_capacity(rows.len());
         let mut unusable = Vec::new();
+        let mut asked = HashMap::new();
         for (id, row) in self.scheduler.awaited().iter().zip(rows) {
-            let token = self.samplers.get_mut(id).map(|sampler| sampler.sample(row));
-            match token {
-                Some(Ok(token)) => sampled.push(token),
+            let drawn = self
+                .samplers
+                .get_mut(id)
+                .map(|sampler| sampler.sample(row, sampler.accepted(), None));
+            match drawn {
+                Some(Ok(drawn)) => {
+                    sampled.push(drawn.token);
+                    if let Some(logprob) = drawn.logprob {
+                        let top = drawn.top;
+                        asked.insert(*id, TokenLogprobs { logprob, top });
+                    }
+                }
                 Some(Err(error)) => {
                     unusable.push((*id, error.to_string()));
                     sampled.push(0);
@@ -170,11 +181,22 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         for recorded in self.scheduler.record(&sampled) {
             let id = recorded.id;
             if let Some(token) = recorded.token {
-                self.told.push(FromEngine::Token { id, token });
+                if let Some(sampler) = self.samplers.get_mut(&id) {
+                    sampler.accept(token);
+                }
+                self.told.push(FromEngine::Token {
+                    id,
+                    token,
+                    logprobs: asked.remove(&id),
+                });
             }
             if let Some(reason) = recorded.finish {
                 self.samplers.remove(&id);
-                self.told.push(FromEngine::Finished { id, reason });
+                self.told.push(FromEngine::Finished {
+                    id,
+                    reason,
+                    cached_tokens: 0,
+                });
             }
         }
     }
