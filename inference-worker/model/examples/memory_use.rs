@@ -147,11 +147,13 @@ fn planned(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<MemoryPlan,
 /// Computes a sequence of `tokens`, the last of them one by one.
 fn run(model: &mut Llama, tokens: usize) -> Result<(), Box<dyn Error>> {
     let vocab = u32::try_from(model.vocab_size())?;
-    let mut sampler = Sampler::new(SamplingParams {
+    let params = SamplingParams {
         temperature: 1.0,
         top_p: 0.9,
         seed: 1,
-    });
+        ..SamplingParams::GREEDY
+    };
+    let mut sampler = Sampler::new(params, &[]);
     let (mut done, mut next) = (0, 1);
     while done < tokens {
         let prompt = tokens.saturating_sub(DRAWN + done);
@@ -170,7 +172,8 @@ fn run(model: &mut Llama, tokens: usize) -> Result<(), Box<dyn Error>> {
             tables: None,
         };
         let rows = model.step(&[segment], &mut LocalCollective)?;
-        next = sampler.sample(rows.first().ok_or("no logits")?)?;
+        let row = rows.first().ok_or("no logits")?;
+        next = sampler.sample(row, u32::try_from(done)?, None)?.token;
         done += count;
     }
     Ok(())

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use llama_contract::FailureReport;
-use llama_model::sample::SamplingParams;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
 
-use super::frames::{self, EngineStats, FromEngine, Submit, ToEngine};
+use super::frames::{self, EngineStats, FromEngine, Submit, ToEngine, TokenLogprobs};
 use crate::scheduler::{Finish, Refusal};
 
 /// Frames to rank 0 that may wait to be written.
@@ -22,9 +21,19 @@ const OUTBOX: usize = 1024;
 #[derive(Clone, Debug, PartialEq)]
 pub enum GenerationEvent {
     /// One more token.
-    Token(u32),
+    Token {
+        /// The token.
+        token: u32,
+        /// Its probability, where the sequence asked for it.
+        logprobs: Option<TokenLogprobs>,
+    },
     /// The answer is complete; nothing follows.
-    Finished(Finish),
+    Finished {
+        /// Why it ended.
+        reason: Finish,
+        /// Tokens of the prompt that were in the cache already.
+        cached_tokens: u32,
+    },
     /// Rank 0 did not take the sequence; nothing follows.
     Refused(Refusal),
     /// This sequence failed; nothing follows.
@@ -91,20 +100,15 @@ impl EngineClient {
         (client, carry)
     }
 
-    /// Submits a sequence. Dropping the [`Generation`] cancels it.
+    /// Submits a sequence under an id that is chosen here. Dropping the
+    /// [`Generation`] cancels it.
     ///
     /// # Errors
     /// When the group is over or rank 0 does not keep up.
-    pub fn submit(
-        &self,
-        tokens: Vec<u32>,
-        sampling: SamplingParams,
-        max_new_tokens: u32,
-        stop_ids: Vec<u32>,
-    ) -> Result<Generation, SubmitError> {
+    pub fn submit(&self, submit: Submit) -> Result<Generation, SubmitError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         // Room for every token and the end, so that a slow reader blocks nobody.
-        let (sender, events) = mpsc::channel(max_new_tokens as usize + 1);
+        let (sender, events) = mpsc::channel(submit.max_new_tokens as usize + 1);
         {
             let mut shared = lock(&self.shared);
             if let Some(failure) = &shared.failure {
@@ -120,15 +124,8 @@ impl EngineClient {
             events,
             client: self.clone(),
         };
-        let submit = Submit {
-            id,
-            tokens,
-            sampling,
-            max_new_tokens,
-            stop_ids,
-        };
         self.outbox
-            .try_send(ToEngine::Submit(submit))
+            .try_send(ToEngine::Submit(Submit { id, ..submit }))
             .map_err(|_full| SubmitError::Busy)?;
         Ok(generation)
     }
@@ -219,9 +216,21 @@ async fn read_frames(
             FromEngine::Stats(now) => {
                 stats.send_replace(now);
             }
-            FromEngine::Token { id, token } => tell(&shared, id, GenerationEvent::Token(token)),
-            FromEngine::Finished { id, reason } => {
-                tell(&shared, id, GenerationEvent::Finished(reason));
+            FromEngine::Token {
+                id,
+                token,
+                logprobs,
+            } => tell(&shared, id, GenerationEvent::Token { token, logprobs }),
+            FromEngine::Finished {
+                id,
+                reason,
+                cached_tokens,
+            } => {
+                let event = GenerationEvent::Finished {
+                    reason,
+                    cached_tokens,
+                };
+                tell(&shared, id, event);
             }
             FromEngine::Refused { id, refusal } => {
                 tell(&shared, id, GenerationEvent::Refused(refusal));
@@ -236,7 +245,7 @@ async fn read_frames(
 fn tell(shared: &Mutex<Shared>, id: u64, event: GenerationEvent) {
     let mut shared = lock(shared);
     let sender = match event {
-        GenerationEvent::Token(_) => shared.open.get(&id).cloned(),
+        GenerationEvent::Token { .. } => shared.open.get(&id).cloned(),
         _ => shared.open.remove(&id),
     };
     if let Some(sender) = sender {
@@ -263,8 +272,21 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 #[cfg(test)]
 mod tests {
     use llama_contract::FailureCategory;
+    use llama_model::sample::SamplingParams;
 
     use super::*;
+
+    fn sequence(first: u32) -> Submit {
+        Submit {
+            id: 0,
+            tokens: vec![first],
+            sampling: SamplingParams::GREEDY,
+            max_new_tokens: 4,
+            stop_ids: Vec::new(),
+            priority: 0,
+            cache_salt: None,
+        }
+    }
 
     async fn expect(stream: &mut UnixStream) -> ToEngine {
         let mut header = [0; 4];
@@ -284,11 +306,7 @@ mod tests {
         let (front, mut rank) = UnixStream::pair().expect("pair");
         let (client, carry) = EngineClient::start(front);
         let carry = tokio::spawn(carry);
-        let submit = |prompt: u32| {
-            client
-                .submit(vec![prompt], SamplingParams::GREEDY, 4, vec![])
-                .expect("submits")
-        };
+        let submit = |first: u32| client.submit(sequence(first)).expect("submits");
         let (mut first, second) = (submit(10), submit(20));
         let ToEngine::Submit(one) = expect(&mut rank).await else {
             panic!("a submit comes first")
@@ -296,22 +314,37 @@ mod tests {
         assert_eq!(one.tokens, [10]);
         expect(&mut rank).await;
 
-        say(
-            &mut rank,
-            FromEngine::Token {
-                id: one.id,
-                token: 7,
-            },
-        )
-        .await;
-        assert_eq!(first.next().await, Some(GenerationEvent::Token(7)));
+        let token = 7;
+        let logprobs = Some(TokenLogprobs {
+            logprob: -0.5,
+            top: vec![(7, -0.5), (1, -2.0)],
+        });
+        let told = FromEngine::Token {
+            id: one.id,
+            token,
+            logprobs: logprobs.clone(),
+        };
+        say(&mut rank, told).await;
+        assert_eq!(
+            first.next().await,
+            Some(GenerationEvent::Token { token, logprobs })
+        );
         drop(second);
         assert_eq!(expect(&mut rank).await, ToEngine::Cancel { id: one.id + 1 });
         assert_eq!(client.open(), 1);
 
-        let reason = Finish::Length;
-        say(&mut rank, FromEngine::Finished { id: one.id, reason }).await;
-        assert_eq!(first.next().await, Some(GenerationEvent::Finished(reason)));
+        let (reason, cached_tokens) = (Finish::Length, 1);
+        let told = FromEngine::Finished {
+            id: one.id,
+            reason,
+            cached_tokens,
+        };
+        say(&mut rank, told).await;
+        let finished = GenerationEvent::Finished {
+            reason,
+            cached_tokens,
+        };
+        assert_eq!(first.next().await, Some(finished));
         assert_eq!(first.next().await, None);
         drop(rank);
         carry.await.expect("joins").expect("ends with its stream");
@@ -322,7 +355,7 @@ mod tests {
         let (front, mut rank) = UnixStream::pair().expect("pair");
         let (client, carry) = EngineClient::start(front);
         tokio::spawn(carry);
-        let submit = || client.submit(vec![1], SamplingParams::GREEDY, 4, vec![]);
+        let submit = || client.submit(sequence(1));
         let mut open = submit().expect("submits");
         expect(&mut rank).await;
         client.close();
@@ -337,7 +370,7 @@ mod tests {
         let (front, _rank) = UnixStream::pair().expect("pair");
         let (client, carry) = EngineClient::start(front);
         tokio::spawn(carry);
-        let submit = || client.submit(vec![1], SamplingParams::GREEDY, 4, vec![]);
+        let submit = || client.submit(sequence(1));
         let mut open = submit().expect("submits");
         let report = FailureReport {
             category: FailureCategory::RankDied,

@@ -26,6 +26,10 @@ pub struct Submit {
     pub max_new_tokens: u32,
     /// Tokens that end the answer; they are not reported.
     pub stop_ids: Vec<u32>,
+    /// Sequences with a lower number are computed first.
+    pub priority: i32,
+    /// What the sequence may share cached tokens with: others of the same salt.
+    pub cache_salt: Option<String>,
 }
 
 /// From the front to rank 0.
@@ -82,6 +86,15 @@ pub struct EngineStats {
     pub step: u64,
 }
 
+/// Logarithms of probabilities at one place of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// That of the token which was drawn.
+    pub logprob: f32,
+    /// The most likely tokens with theirs, the likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// From rank 0 to the front.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromEngine {
@@ -91,6 +104,9 @@ pub enum FromEngine {
         id: u64,
         /// The token.
         token: u32,
+        /// Its probability, where the sequence asked for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        logprobs: Option<TokenLogprobs>,
     },
     /// An answer is complete.
     Finished {
@@ -98,6 +114,8 @@ pub enum FromEngine {
         id: u64,
         /// Why it ended.
         reason: Finish,
+        /// Tokens of the prompt that were in the cache already.
+        cached_tokens: u32,
     },
     /// A sequence was not taken.
     Refused {
@@ -187,6 +205,8 @@ mod tests {
             sampling: SamplingParams::GREEDY,
             max_new_tokens: 5,
             stop_ids: vec![0],
+            priority: -1,
+            cache_salt: Some("salt".to_owned()),
         })
     }
 

@@ -8,4 +8,4 @@ pub mod client;
 pub mod frames;
 
 pub use client::{EngineClient, Generation, GenerationEvent, SubmitError};
-pub use frames::{EngineStats, FromEngine, Submit, ToEngine, Work};
+pub use frames::{EngineStats, FromEngine, Submit, ToEngine, TokenLogprobs, Work};

@@ -123,6 +123,7 @@ impl ValidRequest {
             temperature: self.temperature,
             top_p: self.top_p,
             seed: self.seed.unwrap_or(fallback_seed),
+            ..SamplingParams::GREEDY
         }
     }
 }

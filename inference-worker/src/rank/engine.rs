@@ -12,8 +12,8 @@ use llama_model::{Segment, StepError, Wanted};
 
 use super::plan::Stepper;
 use super::throughput::Throughput;
-use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, Work};
-use crate::scheduler::{Request, Scheduler};
+use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, TokenLogprobs, Work};
+use crate::scheduler::{Awaited, Request, Scheduler};
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
 /// that is stuck is found before a request meets it.
@@ -145,17 +145,18 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
 
     fn submit(&mut self, submit: Submit) {
         let id = submit.id;
+        let sampler = Sampler::new(submit.sampling, &submit.tokens);
         let request = Request {
             id,
             prompt: submit.tokens,
             max_answer: submit.max_new_tokens,
             stop_ids: submit.stop_ids,
-            priority: 0,
-            salt: String::new(),
+            priority: submit.priority,
+            salt: submit.cache_salt.unwrap_or_default(),
         };
         match self.scheduler.submit(request) {
             Ok(()) => {
-                self.samplers.insert(id, Sampler::new(submit.sampling));
+                self.samplers.insert(id, sampler);
             }
             Err(refusal) => self.told.push(FromEngine::Refused { id, refusal }),
         }
@@ -164,13 +165,17 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     /// Draws tokens from the rows and notes what became of their requests.
     fn take(&mut self, rows: &[Vec<f32>]) {
         let (mut sampled, mut unusable, mut rest) = (Vec::new(), Vec::new(), rows);
+        let mut asked = HashMap::new();
         for awaited in self.scheduler.awaited() {
             let (rows, behind) = rest.split_at(rest.len().min(awaited.guesses.len() + 1));
             rest = behind;
             let sampler = self.samplers.get_mut(&awaited.id);
-            let drawn = sampler.map(|sampler| draw(sampler, rows, awaited.guesses));
+            let drawn = sampler.map(|sampler| draw(sampler, rows, &awaited));
             sampled.push(match drawn {
-                Some(Ok(tokens)) => tokens,
+                Some(Ok((tokens, logprobs))) => {
+                    asked.insert(awaited.id, logprobs.into_iter());
+                    tokens
+                }
                 Some(Err(error)) => {
                     unusable.push((awaited.id, error.to_string()));
                     Vec::new()
@@ -187,11 +192,20 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         for recorded in recorded {
             let id = recorded.id;
             if let Some(token) = recorded.token {
-                self.told.push(FromEngine::Token { id, token });
+                let logprobs = asked.get_mut(&id).and_then(Iterator::next);
+                self.told.push(FromEngine::Token {
+                    id,
+                    token,
+                    logprobs,
+                });
             }
             if let Some(reason) = recorded.finish {
                 self.samplers.remove(&id);
-                self.told.push(FromEngine::Finished { id, reason });
+                self.told.push(FromEngine::Finished {
+                    id,
+                    reason,
+                    cached_tokens: recorded.cached_tokens,
+                });
             }
         }
     }
@@ -241,20 +255,26 @@ fn count_tokens(segments: &[Segment]) -> (usize, usize) {
     lens.fold((0, 0), |sum, len| (sum.0 + len.0, sum.1 + len.1))
 }
 
-/// The token behind the last of a sequence, and those behind `guesses` that were right.
-/// `rows` holds the logits before each guess and behind the last.
+/// The token behind the last of a sequence, and those behind guesses that were right,
+/// with logprobs where they were asked for. `rows` holds the logits before each guess and
+/// behind the last.
 fn draw(
     sampler: &mut Sampler,
     rows: &[Vec<f32>],
-    guesses: &[u32],
-) -> Result<Vec<u32>, SampleError> {
-    let mut tokens = Vec::with_capacity(rows.len());
-    for (number, row) in rows.iter().enumerate() {
-        let token = sampler.sample(row)?;
-        tokens.push(token);
-        if guesses.get(number) != Some(&token) {
+    awaited: &Awaited<'_>,
+) -> Result<(Vec<u32>, Vec<TokenLogprobs>), SampleError> {
+    let (mut tokens, mut logprobs) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (row, number) in rows.iter().zip(0_u32..) {
+        let drawn = sampler.sample(row, awaited.answered + number, None)?;
+        sampler.accept(drawn.token);
+        tokens.push(drawn.token);
+        logprobs.extend(drawn.logprob.map(|logprob| TokenLogprobs {
+            logprob,
+            top: drawn.top,
+        }));
+        if awaited.guesses.get(number as usize) != Some(&drawn.token) {
             break;
         }
     }
-    Ok(tokens)
+    Ok((tokens, logprobs))
 }

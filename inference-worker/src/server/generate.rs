@@ -8,7 +8,7 @@ use llama_model::text::{Conversation, Detokenizer, Special, TextError, Tokenizer
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Front, group_failed};
-use crate::engine::{Generation, GenerationEvent, SubmitError};
+use crate::engine::{Generation, GenerationEvent, Submit, SubmitError};
 use crate::metrics::Metrics;
 use crate::openai::response::Usage;
 use crate::openai::{ApiError, Prompt, StopMatcher, ValidRequest};
@@ -73,7 +73,15 @@ pub(super) async fn start(
     let stop_ids = front.tokenizer.eos_ids().to_vec();
     let generation = front
         .engine
-        .submit(tokens, sampling, max_new_tokens, stop_ids)
+        .submit(Submit {
+            id: 0,
+            tokens,
+            sampling,
+            max_new_tokens,
+            stop_ids,
+            priority: 0,
+            cache_salt: None,
+        })
         .map_err(|error| match error {
             SubmitError::GroupFailed(report) => group_failed(&report),
             SubmitError::Busy => ApiError::overloaded(error.to_string()),
@@ -160,8 +168,8 @@ impl TextStream {
                 return TextEvent::Finished(reason);
             }
             let text = match self.generation.next().await {
-                Some(GenerationEvent::Token(token)) => self.take_token(token),
-                Some(GenerationEvent::Finished(reason)) => self.finish(reason),
+                Some(GenerationEvent::Token { token, .. }) => self.take_token(token),
+                Some(GenerationEvent::Finished { reason, .. }) => self.finish(reason),
                 Some(GenerationEvent::Refused(refusal)) => {
                     return TextEvent::Failed(self.refused(&refusal));
                 }

@@ -58,8 +58,8 @@ pub(crate) fn load(words: &[String]) -> Result<(), Box<dyn Error>> {
     };
     let rows = model.step(&[prompt], &mut LocalCollective)?;
     let row = rows.first().ok_or("no logits")?;
-    let token = Sampler::new(SamplingParams::GREEDY).sample(row)?;
-    say(&token.to_string());
+    let drawn = Sampler::new(SamplingParams::GREEDY, &PROMPT).sample(row, 0, None)?;
+    say(&drawn.token.to_string());
     Ok(())
 }
 

@@ -50,6 +50,8 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
         max_new_tokens,
         stop_ids: vec![END],
         sampling: SamplingParams::GREEDY,
+        priority: 0,
+        cache_salt: None,
     })
 }
 
@@ -65,12 +67,23 @@ fn of(told: &[FromEngine], wanted: u64) -> Vec<FromEngine> {
     told.iter().filter(is_wanted).cloned().collect()
 }
 
+fn plain(id: u64, token: u32) -> FromEngine {
+    FromEngine::Token {
+        id,
+        token,
+        logprobs: None,
+    }
+}
+
 /// Tokens `tokens` and the end.
 fn answer(id: u64, tokens: &[u32], reason: Finish) -> Vec<FromEngine> {
-    let tokens = tokens.iter().map(|&token| FromEngine::Token { id, token });
-    tokens
-        .chain([FromEngine::Finished { id, reason }])
-        .collect()
+    let tokens = tokens.iter().map(|&token| plain(id, token));
+    let finished = FromEngine::Finished {
+        id,
+        reason,
+        cached_tokens: 0,
+    };
+    tokens.chain([finished]).collect()
 }
 
 fn limits() -> Limits {
@@ -134,10 +147,32 @@ fn answers_end_at_the_stop_token_or_the_limit() {
 fn logits_that_are_not_numbers_fail_their_request_alone() {
     let told = run(vec![submit(1, 6, 10), submit(2, 0, 5)]);
     let failed = of(&told, 1);
-    assert_eq!(failed[0], FromEngine::Token { id: 1, token: 7 });
+    assert_eq!(failed[0], plain(1, 7));
     assert!(matches!(failed[1], FromEngine::Failed { .. }), "{failed:?}");
     assert_eq!(failed.len(), 2);
     assert_eq!(of(&told, 2), answer(2, &[1, 2, 3, 4, 5], Finish::Length));
+}
+
+#[test]
+fn penalties_and_logprobs_follow_the_answer() {
+    // Token 1 follows the prompt by its logit of 1, until it was said once.
+    let ToEngine::Submit(mut penalized) = submit(1, 0, 3) else {
+        panic!("a submit")
+    };
+    penalized.sampling.logit_bias = vec![(5, 1.5)];
+    penalized.sampling.presence_penalty = 2.0;
+    penalized.sampling.logprobs = Some(1);
+    let told = run(vec![ToEngine::Submit(penalized)]);
+    let tokens: Vec<_> = of(&told, 1)
+        .into_iter()
+        .filter_map(|message| match message {
+            FromEngine::Token {
+                token, logprobs, ..
+            } => Some((token, logprobs.expect("asked").top[0].0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(tokens, [(5, 1), (6, 6), (7, 7)]);
 }
 
 #[test]
