@@ -59,8 +59,8 @@ images: ## Build the container images as archives under target/images
 	@e2e/toolchain.sh base
 	@e2e/images.sh
 
-bench-worker: $(MODEL) ## Tokens per second of one worker, as JSON
-	@$(CARGO) run --quiet --release -p llama-model --example decode_speed -- $(MODEL)
+bench-worker: $(MODEL) ## Tokens per second of one worker, as JSON (THREADS=n)
+	@$(CARGO) run --quiet --release --locked -p llama-worker -- bench --model $(MODEL) --json $(if $(THREADS),--threads $(THREADS))
 
 bench-perplexity: $(MODEL) ## Perplexity on TEXT=FILE, ours and llama.cpp's (CHUNKS=40), as JSON
 	@e2e/toolchain.sh bench

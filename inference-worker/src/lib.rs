@@ -5,6 +5,7 @@
 //! 0 plans the steps ([`scheduler`]); the first pod's supervisor answers clients
 //! ([`server`], [`openai`]) and talks to rank 0 in tokens ([`engine`]).
 
+pub mod bench;
 pub mod cgroup;
 pub mod comm;
 mod digest;
@@ -16,6 +17,7 @@ pub mod openai;
 pub mod plan;
 mod quantity;
 pub mod rank;
+pub mod replay;
 pub mod scheduler;
 pub mod server;
 pub mod shard;

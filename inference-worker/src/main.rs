@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use llama_contract::{FailureCategory, RENDEZVOUS_TOKEN_ENV};
+use llama_worker::bench::{self, BenchArgs, BenchReport};
 use llama_worker::failure::{Failure, of_model};
 use llama_worker::logits::{self, LogitsArgs};
 use llama_worker::plan::{PlanArgs, Report};
 use llama_worker::rank::{self, RankError, args::RankArgs};
+use llama_worker::replay::{self, ReplayArgs};
 use llama_worker::shard::{self, ShardArgs};
 use llama_worker::supervisor::{self, args::ServeArgs};
 use llama_worker::telemetry::{self, LOG_FORMAT_ENV, LogFormat};
@@ -33,6 +35,10 @@ enum Command {
     Logits(LogitsArgs),
     /// Writes a model cut for the ranks of a layout, one file a rank.
     Shard(ShardArgs),
+    /// Measures how fast this machine computes a model, without a server.
+    Bench(BenchArgs),
+    /// Sends recorded traffic to any OpenAI endpoint and tells how it was answered.
+    Replay(ReplayArgs),
     /// Runs one rank; started by `serve`.
     #[command(hide = true)]
     Rank(RankArgs),
@@ -56,6 +62,13 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Shard(args) => {
             shard::run(&args).map_or_else(|error| refuse(&of_model(&error)), |()| 0)
         }
+        Command::Bench(args) => bench::run(&args).map_or_else(
+            |failure| refuse(&failure),
+            |report| tell(&report, args.json),
+        ),
+        Command::Replay(args) => {
+            replay::run(&args).map_or_else(|failure| refuse(&failure), |report| print(&report))
+        }
         Command::Rank(args) => match rank::run(&args, token) {
             Ok(()) => 0,
             Err(error) => {
@@ -74,6 +87,24 @@ fn main() -> anyhow::Result<ExitCode> {
 fn refuse(failure: &Failure) -> u8 {
     eprintln!("llama-worker: {failure}");
     failure.category.exit_code()
+}
+
+/// Prints what was measured; returns the exit code.
+#[expect(clippy::print_stdout, reason = "it is this command's output")]
+fn tell(report: &BenchReport, as_json: bool) -> u8 {
+    if as_json {
+        println!("{:#}", report.json());
+    } else {
+        print!("{}", report.table());
+    }
+    0
+}
+
+/// Prints a report; returns the exit code.
+#[expect(clippy::print_stdout, reason = "it is this command's output")]
+fn print(report: &serde_json::Value) -> u8 {
+    println!("{report:#}");
+    0
 }
 
 /// Prints a plan; returns the exit code, which says whether it fits.
