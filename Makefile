@@ -17,7 +17,7 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test unit e2e check-cuda lint fuzz fmt generate images toolchain \
-	bench-worker bench-perplexity bench-load bench-memory
+	bench-worker bench-perplexity bench-load bench-memory bench-prefix
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ bench-perplexity: $(MODEL) ## Perplexity on TEXT=FILE, ours and llama.cpp's (CHU
 
 bench-load: ## Loading 2.5 GB cold, against dd (REPEATS=3), as JSON
 	@e2e/bench.sh load $(or $(REPEATS),3)
+
+bench-prefix: $(MODEL) ## TRACE=FILE answered with prefix caching and without (REQUESTS=100), as JSON
+	@e2e/bench.sh prefix $(MODEL) $(or $(TRACE),"") $(or $(REQUESTS),100)
 
 bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=2048), as JSON
 	@e2e/bench.sh memory $(MODEL) $(or $(TOKENS),2048)

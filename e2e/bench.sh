@@ -4,6 +4,7 @@
 #
 #   bench.sh perplexity MODEL TEXT CHUNKS   ours and llama.cpp's of the same windows
 #   bench.sh load REPEATS                   loading from a cold page cache, and dd
+#   bench.sh prefix MODEL TRACE REQUESTS    a trace with and without prefix caching
 #   bench.sh memory MODEL TOKENS            the memory plan and the memory taken
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +15,10 @@ THREADS=${THREADS:-$(nproc)}
 SHAPE=inference-worker/model/examples/shape-1b
 # Tokens of the longest sequence of the 1B shape: computing more takes minutes.
 SHAPE_TOKENS=512
+# Of the server that answers a trace.
+API_PORT=${API_PORT:-18000}
+CONTEXT=2048
+CONCURRENCY=${CONCURRENCY:-16}
 
 fail() {
     printf 'bench: %s\n' "$*" >&2
@@ -68,9 +73,46 @@ memory() { # model tokens
     printf '[%s,%s]\n' "$real" "$shaped"
 }
 
+# Serves MODEL on ports of its own and replays the trace against it.
+replay() { # model trace requests flag…
+    local model=$1 trace=$2 requests=$3 worker=$TARGET/release/llama-worker server status=0
+    shift 3
+    "$worker" serve --model "$model" --served-name bench --max-tokens "$CONTEXT" \
+        --threads-per-rank "$THREADS" --max-waiting 1000 --bind 127.0.0.1 \
+        --api-port "$API_PORT" --internal-port "$((API_PORT + 1))" "$@" >/dev/null 2>&1 &
+    server=$!
+    # shellcheck disable=SC2064 # the process of now
+    trap "kill $server 2>/dev/null || true" EXIT
+    for _ in $(seq 100); do
+        curl -sf "http://127.0.0.1:$API_PORT/health" >/dev/null && break
+        sleep 0.2
+    done
+    "$worker" replay --endpoint "http://127.0.0.1:$API_PORT" --model bench --trace "$trace" \
+        --requests "$requests" --context "$CONTEXT" --concurrency "$CONCURRENCY" || status=$?
+    kill "$server"
+    wait "$server" || true
+    return "$status"
+}
+
+prefix() { # model trace requests
+    local with without
+    [ -f "$2" ] || fail "TRACE names no file: $2; docs/benchmarks.md says where to get one"
+    cargo build --quiet --release --locked -p llama-worker
+    say "$3 requests with prefix caching"
+    with=$(replay "$1" "$2" "$3")
+    say "$3 requests without"
+    without=$(replay "$1" "$2" "$3" --no-prefix-caching)
+    printf '{"with":%s,"without":%s}\n' "$with" "$without" |
+        python3 -c 'import json, sys
+both = json.load(sys.stdin)
+both["ratio"] = both["with"]["tokens_per_second"] / both["without"]["tokens_per_second"]
+print(json.dumps(both))'
+}
+
 case ${1:-} in
 perplexity) perplexity "$2" "$3" "$4" ;;
 load) load "$2" ;;
+prefix) prefix "$2" "$3" "$4" ;;
 memory) memory "$2" "$3" ;;
-*) fail "say what: perplexity, load or memory" ;;
+*) fail "say what: perplexity, load, prefix or memory" ;;
 esac
