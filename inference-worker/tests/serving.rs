@@ -107,7 +107,7 @@ fn what_is_not_understood_is_refused_by_name() {
         let (status, answer) = worker.post("/v1/chat/completions", &body);
         (status, answer["error"].clone())
     };
-    for field in ["tools", "logprobs", "n", "made_up"] {
+    for field in ["tools", "logprobs", "response_format", "made_up"] {
         let (status, error) = refused(&|body| body[field] = json!(2));
         assert_eq!((status, &error["param"]), (400, &json!(field)), "{error}");
     }

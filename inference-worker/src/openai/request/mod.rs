@@ -1,21 +1,39 @@
 //! What clients send, checked. Every field is honoured or refused by name.
 
+mod fields;
+mod messages;
+mod parts;
+#[cfg(test)]
+mod tests;
+mod text;
+
 use llama_model::sample::SamplingParams;
 use llama_model::text::ChatMessage;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use self::fields::Fields;
 use super::ApiError;
 
-/// Most stop strings of a request.
-const MAX_STOPS: usize = 4;
-/// Longest stop string, in bytes.
-const MAX_STOP_BYTES: usize = 256;
-/// Most messages of a conversation.
-const MAX_MESSAGES: usize = 1024;
+pub use text::{DetokenizeRequest, TokenizeRequest};
+
 /// Tokens that `/v1/completions` generates unless told otherwise.
 const COMPLETION_TOKENS: u32 = 16;
+/// Most answers to one prompt.
+const MAX_CHOICES: u32 = 128;
+/// Longest salt, in bytes.
+const MAX_SALT_BYTES: usize = 256;
+/// Variables that the server gives to a template itself.
+const OWN_VARIABLES: [&str; 9] = [
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "strftime_now",
+    "raise_exception",
+    "bos_token",
+    "eos_token",
+];
 
 /// What is to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,27 +46,129 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+/// How a conversation becomes text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TemplateOptions {
+    /// Whether the prompt ends where an answer begins.
+    pub add_generation_prompt: bool,
+    /// Whether the answer goes on with the last message.
+    pub continue_final_message: bool,
+    /// Texts that the answer may rest on.
+    pub documents: Option<Vec<Value>>,
+    /// Further variables of the template.
+    pub variables: Map<String, Value>,
+}
+
+impl Default for TemplateOptions {
+    fn default() -> Self {
+        Self {
+            add_generation_prompt: true,
+            continue_final_message: false,
+            documents: None,
+            variables: Map::new(),
+        }
+    }
+}
+
+impl TemplateOptions {
+    fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        let continues = fields.flag("continue_final_message")?;
+        let opens: Option<bool> = fields.take("add_generation_prompt")?;
+        if continues && opens == Some(true) {
+            return Err(ApiError::invalid_field(
+                "continue_final_message",
+                "cannot go with add_generation_prompt",
+            ));
+        }
+        // The chat template decides; only what it does anyway can be asked for.
+        if fields.flag("add_special_tokens")? {
+            return Err(ApiError::invalid_field(
+                "add_special_tokens",
+                "is not supported for chats, whose template writes them",
+            ));
+        }
+        let variables: Map<String, Value> =
+            fields.take("chat_template_kwargs")?.unwrap_or_default();
+        if let Some(name) = OWN_VARIABLES
+            .iter()
+            .find(|name| variables.contains_key(**name))
+        {
+            let message = format!("\"{name}\" is given by the server");
+            return Err(ApiError::invalid_field("chat_template_kwargs", &message));
+        }
+        Ok(Self {
+            add_generation_prompt: opens.unwrap_or(!continues),
+            continue_final_message: continues,
+            documents: fields.take::<Vec<Value>>("documents")?,
+            variables,
+        })
+    }
+}
+
+/// What ends an answer besides its length.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// Strings that end it.
+    pub strings: Vec<String>,
+    /// Whether the string that ended it is shown.
+    pub includes_string: bool,
+    /// Tokens that end it.
+    pub ids: Vec<u32>,
+    /// Whether the model's own end tokens do not.
+    pub ignores_end: bool,
+}
+
+/// How an answer is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the API has as many switches"
+)]
+pub struct Shown {
+    /// Whether the answer comes in pieces.
+    pub stream: bool,
+    /// Whether a stream ends with the token counts.
+    pub include_usage: bool,
+    /// Whether the prompt stands before the answer.
+    pub echo: bool,
+    /// Whether control tokens are shown.
+    pub control_tokens: bool,
+    /// Whether token ids are told.
+    pub token_ids: bool,
+    /// Whether tokens are shown by their ids where their text would stand beside
+    /// their probability.
+    pub ids_for_text: bool,
+}
+
 /// A request that was understood in every field.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidRequest {
     /// The model asked for.
     pub model: String,
-    /// What is to be continued.
-    pub prompt: Prompt,
-    /// Temperature and nucleus; the seed is `seed` or drawn by the server.
-    pub temperature: f32,
-    /// See `temperature`.
-    pub top_p: f32,
+    /// What is to be continued; one for a chat.
+    pub prompts: Vec<Prompt>,
+    /// How a conversation becomes text.
+    pub template: TemplateOptions,
+    /// Whether text gets the tokens that whole prompts begin with.
+    pub adds_lead: bool,
+    /// Of a longer prompt, only this many last tokens count.
+    pub last_tokens: Option<usize>,
+    /// Answers to each prompt.
+    pub choices: u32,
+    /// How tokens are drawn; without the seed.
+    pub sampling: SamplingParams,
     /// The client's seed.
     pub seed: Option<u64>,
     /// Most tokens of the answer; up to the context's end when absent.
     pub max_tokens: Option<u32>,
-    /// Strings that end the answer.
-    pub stop: Vec<String>,
-    /// Whether the answer comes in pieces.
-    pub stream: bool,
-    /// Whether a stream ends with the token counts.
-    pub include_usage: bool,
+    /// What ends the answer.
+    pub ending: Ending,
+    /// How it is shown.
+    pub shown: Shown,
+    /// Requests with a lower number are computed first.
+    pub priority: i32,
+    /// Keeps cached prompts apart from those with another salt.
+    pub cache_salt: Option<String>,
 }
 
 impl ValidRequest {
@@ -58,19 +178,8 @@ impl ValidRequest {
     /// 400, naming the field that is wrong, unknown or not supported.
     pub fn chat(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let messages: Vec<Value> = fields.required("messages")?;
-        if messages.is_empty() || messages.len() > MAX_MESSAGES {
-            let message = format!(
-                "1 to {MAX_MESSAGES} messages are needed, {} came",
-                messages.len()
-            );
-            return Err(ApiError::invalid_field("messages", &message));
-        }
-        let messages = messages
-            .into_iter()
-            .enumerate()
-            .map(|(index, message)| chat_message(index, message))
-            .collect::<Result<_, _>>()?;
+        let prompt = Prompt::Chat(messages::read(fields.required("messages")?)?);
+        let template = TemplateOptions::read(&mut fields)?;
         let newer: Option<u32> = fields.take("max_completion_tokens")?;
         let older: Option<u32> = fields.take("max_tokens")?;
         if newer.is_some() && older.is_some() && newer != older {
@@ -79,7 +188,12 @@ impl ValidRequest {
                 "differs from max_completion_tokens; send one of them",
             ));
         }
-        Self::finish(fields, Prompt::Chat(messages), newer.or(older))
+        let logprobs = chat_logprobs(&mut fields)?;
+        let mut request = Self::read(&mut fields, vec![prompt], newer.or(older))?;
+        request.template = template;
+        request.sampling.logprobs = logprobs;
+        fields.refuse_rest()?;
+        Ok(request)
     }
 
     /// Reads the body of `/v1/completions`.
@@ -88,415 +202,96 @@ impl ValidRequest {
     /// As [`ValidRequest::chat`].
     pub fn completion(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let prompt = completion_prompt(fields.required("prompt")?)?;
+        let prompts = parts::prompts(fields.required("prompt")?)?;
         let max_tokens = fields.take("max_tokens")?.unwrap_or(COMPLETION_TOKENS);
-        Self::finish(fields, prompt, Some(max_tokens))
+        let mut request = Self::read(&mut fields, prompts, Some(max_tokens))?;
+        request.adds_lead = fields.take("add_special_tokens")?.unwrap_or(true);
+        request.shown.echo = fields.flag("echo")?;
+        request.sampling.logprobs = fields.number("logprobs", 0, parts::MAX_TOP_LOGPROBS)?;
+        if request.shown.echo && request.sampling.logprobs.is_some() {
+            return Err(ApiError::invalid_field(
+                "echo",
+                "cannot go with logprobs: those of a prompt are not computed",
+            ));
+        }
+        fields.refuse_rest()?;
+        Ok(request)
     }
 
-    fn finish(
-        mut fields: Fields,
-        prompt: Prompt,
+    /// Reads what both endpoints know.
+    fn read(
+        fields: &mut Fields,
+        prompts: Vec<Prompt>,
         max_tokens: Option<u32>,
     ) -> Result<Self, ApiError> {
         if max_tokens == Some(0) {
             return Err(ApiError::invalid_field("max_tokens", "must be at least 1"));
         }
-        let stream = fields.take("stream")?.unwrap_or(false);
-        let request = Self {
+        let sampling = parts::sampling(fields)?;
+        if max_tokens.is_some_and(|most| sampling.min_tokens > most) {
+            return Err(ApiError::invalid_field(
+                "min_tokens",
+                "is more than max_tokens",
+            ));
+        }
+        let choices = fields.number("n", 1, MAX_CHOICES)?.unwrap_or(1);
+        if fields.take("best_of")?.unwrap_or(choices) != choices {
+            return Err(ApiError::invalid_field(
+                "best_of",
+                "is supported only where it equals n",
+            ));
+        }
+        Ok(Self {
             model: fields.required("model")?,
-            prompt,
-            temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
-            top_p: fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0),
+            prompts,
+            template: TemplateOptions::default(),
+            adds_lead: true,
+            last_tokens: fields.number("truncate_prompt_tokens", 1, usize::MAX)?,
+            choices,
+            sampling,
             seed: fields.take::<i64>("seed")?.map(i64::cast_unsigned),
             max_tokens,
-            stop: stops(fields.take("stop")?)?,
-            stream,
-            include_usage: include_usage(fields.take("stream_options")?, stream)?,
-        };
-        fields.refuse_rest()?;
-        Ok(request)
+            ending: parts::ending(fields)?,
+            shown: parts::shown(fields)?,
+            priority: fields.take("priority")?.unwrap_or(0),
+            cache_salt: cache_salt(fields)?,
+        })
     }
 
-    /// How tokens are drawn, with `fallback_seed` where the client named none.
-    pub fn sampling(&self, fallback_seed: u64) -> SamplingParams {
+    /// How the tokens of a prompt's answer `choice` are drawn, with `fallback_seed`
+    /// where the client named none.
+    pub fn sampling(&self, choice: u32, fallback_seed: u64) -> SamplingParams {
         SamplingParams {
-            temperature: self.temperature,
-            top_p: self.top_p,
-            seed: self.seed.unwrap_or(fallback_seed),
-            ..SamplingParams::GREEDY
+            seed: self
+                .seed
+                .map_or(fallback_seed, |seed| seed.wrapping_add(u64::from(choice))),
+            ..self.sampling.clone()
         }
     }
 }
 
-/// The fields of a request that have not been read yet.
-struct Fields(Map<String, Value>);
-
-impl Fields {
-    fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(mut fields)) => {
-                // An explicit null means the same as no field.
-                fields.retain(|_, value| !value.is_null());
-                Ok(Self(fields))
-            }
-            Ok(_) => Err(ApiError::invalid("the body must be a JSON object")),
-            Err(error) => Err(ApiError::invalid(format!("the body is not JSON: {error}"))),
-        }
-    }
-
-    fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
-        self.0
-            .remove(name)
-            .map(|value| {
-                serde_json::from_value(value)
-                    .map_err(|error| ApiError::invalid_field(name, &error.to_string()))
-            })
-            .transpose()
-    }
-
-    fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
-        self.take(name)?
-            .ok_or_else(|| ApiError::invalid_field(name, "is required"))
-    }
-
-    /// A number in `least..=most`.
-    fn number(&mut self, name: &str, least: f32, most: f32) -> Result<Option<f32>, ApiError> {
-        match self.take::<f32>(name)? {
-            Some(value) if !(least..=most).contains(&value) => Err(ApiError::invalid_field(
-                name,
-                &format!("must be between {least} and {most}, is {value}"),
-            )),
-            other => Ok(other),
-        }
-    }
-
-    /// Refuses what is left: fields of the API that change nothing at the value
-    /// sent are let through, the others are named.
-    fn refuse_rest(self) -> Result<(), ApiError> {
-        for (name, value) in self.0 {
-            let Some(neutral) = neutral_values(&name) else {
-                return Err(ApiError::invalid_field(&name, "is not a field of this API"));
-            };
-            if !neutral.is_any() && !neutral.allows(&value) {
-                return Err(ApiError::invalid_field(&name, "is not supported"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Values of an unsupported field that ask for nothing.
-enum Neutral {
-    Any,
-    These(Vec<Value>),
-}
-
-impl Neutral {
-    fn is_any(&self) -> bool {
-        matches!(self, Self::Any)
-    }
-
-    fn allows(&self, value: &Value) -> bool {
-        let Self::These(values) = self else {
-            return true;
-        };
-        values
-            .iter()
-            .any(|neutral| match (neutral.as_f64(), value.as_f64()) {
-                (Some(neutral), Some(value)) => neutral.total_cmp(&value).is_eq(),
-                _ => neutral == value,
-            })
-    }
-}
-
-/// For fields of OpenAI's API that are not built in; `None` for other names.
-fn neutral_values(name: &str) -> Option<Neutral> {
-    let these = |values: Value| match values {
-        Value::Array(values) => Neutral::These(values),
-        other => Neutral::These(vec![other]),
-    };
-    Some(match name {
-        // They name the caller or the bill and never change an answer.
-        "user" | "safety_identifier" | "metadata" | "prompt_cache_key" => Neutral::Any,
-        "parallel_tool_calls" => these(json!([true, false])),
-        "n" | "best_of" => these(json!([1])),
-        "presence_penalty" | "frequency_penalty" | "top_logprobs" => these(json!([0])),
-        "logprobs" => these(json!([false, 0])),
-        "echo" | "store" => these(json!([false])),
-        "logit_bias" => these(json!([{}])),
-        "tools" | "functions" => Neutral::These(vec![json!([])]),
-        "tool_choice" | "function_call" => these(json!(["none", "auto"])),
-        "response_format" => these(json!([{"type": "text"}])),
-        "service_tier" => these(json!(["auto", "default"])),
-        "modalities" => Neutral::These(vec![json!(["text"])]),
-        "suffix" => these(json!([""])),
-        "audio" | "prediction" | "reasoning_effort" | "verbosity" | "web_search_options" => {
-            Neutral::These(Vec::new())
-        }
-        _ => return None,
-    })
-}
-
-fn chat_message(index: usize, message: Value) -> Result<ChatMessage, ApiError> {
-    let place = |field: &str| format!("messages[{index}].{field}");
-    let Value::Object(mut fields) = message else {
-        return Err(ApiError::invalid_field(
-            &format!("messages[{index}]"),
-            "must be an object",
-        ));
-    };
-    fields.retain(|_, value| !value.is_null());
-    let Some(Value::String(role)) = fields.remove("role") else {
-        return Err(ApiError::invalid_field(
-            &place("role"),
-            "is required, as a string",
-        ));
-    };
-    let role = match role.as_str() {
-        "system" | "user" | "assistant" => role,
-        // OpenAI's newer name for it.
-        "developer" => "system".to_owned(),
-        _ => {
-            let message = format!("\"{role}\" is not supported; system, user and assistant are");
-            return Err(ApiError::invalid_field(&place("role"), &message));
-        }
-    };
-    let content = match fields.remove("content") {
-        Some(Value::String(content)) => content,
-        Some(Value::Array(parts)) => parts
-            .into_iter()
-            .map(|part| text_part(&place("content"), part))
-            .collect::<Result<_, _>>()?,
-        _ => {
-            let message = "is required, as a string or a list of text parts";
-            return Err(ApiError::invalid_field(&place("content"), message));
-        }
-    };
-    match fields.keys().next() {
-        None => Ok(ChatMessage::new(role, content)),
-        Some(other) => Err(ApiError::invalid_field(&place(other), "is not supported")),
-    }
-}
-
-fn text_part(place: &str, part: Value) -> Result<String, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct TextPart {
-        r#type: String,
-        text: String,
-    }
-    match serde_json::from_value::<TextPart>(part) {
-        Ok(part) if part.r#type == "text" => Ok(part.text),
-        _ => Err(ApiError::invalid_field(
-            place,
-            "only parts {\"type\": \"text\", \"text\": …} are supported",
+/// The switch and the number of a chat become one number, which counts only where
+/// the switch is on.
+fn chat_logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let asked = fields.flag("logprobs")?;
+    let top = fields.number("top_logprobs", 0, parts::MAX_TOP_LOGPROBS)?;
+    match (asked, top) {
+        (false, Some(1..)) => Err(ApiError::invalid_field(
+            "top_logprobs",
+            "needs logprobs to be true",
         )),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
     }
 }
 
-fn completion_prompt(prompt: Value) -> Result<Prompt, ApiError> {
-    let refuse = || {
-        ApiError::invalid_field(
-            "prompt",
-            "must be a string, a list of one string, or a list of token ids",
-        )
-    };
-    match prompt {
-        Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(mut items) => match (items.len(), items.pop()) {
-            (1, Some(Value::String(text))) => Ok(Prompt::Text(text)),
-            (_, Some(last @ Value::Number(_))) => {
-                items.push(last);
-                let tokens = serde_json::from_value(Value::Array(items));
-                tokens.map(Prompt::Tokens).map_err(|_error| refuse())
-            }
-            _ => Err(refuse()),
-        },
-        _ => Err(refuse()),
-    }
-}
-
-fn stops(stop: Option<Value>) -> Result<Vec<String>, ApiError> {
-    let stops = match stop {
-        None => return Ok(Vec::new()),
-        Some(Value::String(stop)) => vec![stop],
-        Some(list) => serde_json::from_value(list).map_err(|_error| {
-            ApiError::invalid_field("stop", "must be a string or a list of strings")
-        })?,
-    };
-    if stops.len() > MAX_STOPS {
-        let message = format!("at most {MAX_STOPS} strings, {} came", stops.len());
-        return Err(ApiError::invalid_field("stop", &message));
-    }
-    if stops
-        .iter()
-        .any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES)
-    {
-        let message = format!("each string must have 1 to {MAX_STOP_BYTES} bytes");
-        return Err(ApiError::invalid_field("stop", &message));
-    }
-    Ok(stops)
-}
-
-fn include_usage(options: Option<Value>, stream: bool) -> Result<bool, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct StreamOptions {
-        #[serde(default)]
-        include_usage: bool,
-    }
-    let Some(options) = options else {
-        return Ok(false);
-    };
-    if !stream {
-        return Err(ApiError::invalid_field(
-            "stream_options",
-            "needs stream to be true",
-        ));
-    }
-    serde_json::from_value::<StreamOptions>(options)
-        .map(|options| options.include_usage)
-        .map_err(|error| ApiError::invalid_field("stream_options", &error.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn chat(mut change: Value) -> Result<ValidRequest, ApiError> {
-        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
-        for (name, value) in change.as_object_mut().expect("an object") {
-            body[name.as_str()] = value.take();
+fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let salt: Option<String> = fields.take("cache_salt")?;
+    match &salt {
+        Some(salt) if salt.is_empty() || salt.len() > MAX_SALT_BYTES => {
+            let message = format!("must have 1 to {MAX_SALT_BYTES} bytes");
+            Err(ApiError::invalid_field("cache_salt", &message))
         }
-        ValidRequest::chat(body.to_string().as_bytes())
-    }
-
-    fn refused(change: Value) -> String {
-        let error = chat(change).expect_err("refused");
-        assert_eq!(error.status, 400);
-        error.param.expect("names a field")
-    }
-
-    #[test]
-    fn defaults_are_openais() {
-        let request = chat(json!({})).expect("valid");
-        assert_eq!((request.temperature, request.top_p), (1.0, 1.0));
-        assert_eq!(
-            (request.max_tokens, request.stream, request.seed),
-            (None, false, None)
-        );
-        let body = br#"{"model": "m", "prompt": "x"}"#;
-        assert_eq!(
-            ValidRequest::completion(body).expect("valid").max_tokens,
-            Some(16)
-        );
-    }
-
-    #[test]
-    fn every_supported_field_arrives() {
-        let request = chat(json!({
-            "temperature": 0.5, "top_p": 0.9, "seed": -1, "max_completion_tokens": 7,
-            "stop": ["a", "b"], "stream": true, "stream_options": {"include_usage": true},
-            "n": 1, "user": "u", "presence_penalty": 0.0, "tools": [], "logprobs": null,
-            "response_format": {"type": "text"}, "tool_choice": "auto",
-        }))
-        .expect("valid");
-        assert_eq!(
-            (request.temperature, request.top_p, request.seed),
-            (0.5, 0.9, Some(u64::MAX))
-        );
-        assert_eq!(request.max_tokens, Some(7));
-        assert_eq!(request.stop, ["a", "b"]);
-        assert!(request.stream && request.include_usage);
-    }
-
-    #[test]
-    fn what_is_wrong_unknown_or_unsupported_is_named() {
-        for (change, field) in [
-            (json!({"temperature": 3}), "temperature"),
-            (json!({"temperature": "hot"}), "temperature"),
-            (json!({"top_p": -0.1}), "top_p"),
-            (json!({"max_tokens": 0}), "max_tokens"),
-            (
-                json!({"max_tokens": 1, "max_completion_tokens": 2}),
-                "max_tokens",
-            ),
-            (json!({"max_tokens": -1}), "max_tokens"),
-            (json!({"n": 2}), "n"),
-            (json!({"tools": [{}]}), "tools"),
-            (json!({"tool_choice": "required"}), "tool_choice"),
-            (json!({"logprobs": true}), "logprobs"),
-            (json!({"frequency_penalty": 0.1}), "frequency_penalty"),
-            (
-                json!({"response_format": {"type": "json_object"}}),
-                "response_format",
-            ),
-            (json!({"reasoning_effort": "low"}), "reasoning_effort"),
-            (json!({"tempratur": 1}), "tempratur"),
-            (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
-            (json!({"stop": ""}), "stop"),
-            (json!({"stream_options": {}}), "stream_options"),
-            (
-                json!({"stream": true, "stream_options": {"x": 1}}),
-                "stream_options",
-            ),
-            (json!({"messages": []}), "messages"),
-            (
-                json!({"messages": [{"role": "tool", "content": "x"}]}),
-                "messages[0].role",
-            ),
-            (
-                json!({"messages": [{"role": "user"}]}),
-                "messages[0].content",
-            ),
-            (
-                json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
-                "messages[0].content",
-            ),
-            (
-                json!({"messages": [{"role": "user", "content": "x", "name": "n"}]}),
-                "messages[0].name",
-            ),
-            (json!({"model": 7}), "model"),
-        ] {
-            assert_eq!(refused(change), field);
-        }
-        assert!(ValidRequest::chat(b"[]").is_err());
-        assert!(ValidRequest::chat(b"{").is_err());
-    }
-
-    #[test]
-    fn text_parts_are_joined_and_developers_are_the_system() {
-        let request = chat(json!({"messages": [
-            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        ]}))
-        .expect("valid");
-        let Prompt::Chat(messages) = request.prompt else {
-            panic!("a chat")
-        };
-        assert_eq!(messages, [ChatMessage::new("system", "ab")]);
-    }
-
-    #[test]
-    fn prompts_are_text_or_tokens() {
-        let prompt = |value: Value| {
-            let body = json!({"model": "m", "prompt": value}).to_string();
-            ValidRequest::completion(body.as_bytes()).map(|request| request.prompt)
-        };
-        assert_eq!(prompt(json!("x")), Ok(Prompt::Text("x".to_owned())));
-        assert_eq!(prompt(json!(["x"])), Ok(Prompt::Text("x".to_owned())));
-        assert_eq!(prompt(json!([1, 2])), Ok(Prompt::Tokens(vec![1, 2])));
-        for bad in [
-            json!(["x", "y"]),
-            json!([]),
-            json!([[1]]),
-            json!([1, "x"]),
-            json!(7),
-        ] {
-            assert_eq!(
-                prompt(bad).expect_err("refused").param.as_deref(),
-                Some("prompt")
-            );
-        }
+        _ => Ok(salt),
     }
 }
