@@ -139,13 +139,13 @@ impl Answer {
                 Endpoint::Completion => ("text", json!(text)),
             };
             let reason = json!(complete.reason.as_str());
-            let mut choice = self.choice(index, field, content, &complete.piece, reason);
+            let mut choice = self.choice(index, field, &content, &complete.piece, &reason);
             if self.endpoint == Endpoint::Completion {
                 self.put_prompt_ids(&mut choice, index);
             }
             choice
         });
-        let mut body = self.envelope(object, choices.collect());
+        let mut body = self.envelope(object, &choices.collect::<Vec<_>>());
         if self.endpoint == Endpoint::Chat {
             self.put_prompt_ids(&mut body, 0);
         }
@@ -160,7 +160,7 @@ impl Answer {
             Endpoint::Completion if self.prompt_ids.is_some() => json!(""),
             Endpoint::Completion => return None,
         };
-        let mut event = self.chunk(index, content, &Piece::default(), Value::Null);
+        let mut event = self.chunk(index, &content, &Piece::default(), &Value::Null);
         match self.endpoint {
             Endpoint::Chat => self.put_prompt_ids(&mut event, 0),
             Endpoint::Completion => self.put_prompt_ids(&mut event["choices"][0], index),
@@ -174,7 +174,7 @@ impl Answer {
             Endpoint::Chat => json!({"content": piece.text}),
             Endpoint::Completion => json!(piece.text),
         };
-        self.chunk(index, content, piece, Value::Null)
+        self.chunk(index, &content, piece, &Value::Null)
     }
 
     /// The event that says why an answer ended.
@@ -184,23 +184,23 @@ impl Answer {
             Endpoint::Completion => json!(""),
         };
         let reason = json!(reason.as_str());
-        self.chunk(index, content, &Piece::default(), reason)
+        self.chunk(index, &content, &Piece::default(), &reason)
     }
 
     /// The event with the token counts.
     pub fn usage(&self, usage: Usage) -> Value {
-        let mut event = self.envelope(self.chunk_object(), Vec::new());
+        let mut event = self.envelope(self.chunk_object(), &[]);
         event["usage"] = usage.json();
         event
     }
 
-    fn chunk(&self, index: usize, content: Value, piece: &Piece, reason: Value) -> Value {
+    fn chunk(&self, index: usize, content: &Value, piece: &Piece, reason: &Value) -> Value {
         let field = match self.endpoint {
             Endpoint::Chat => "delta",
             Endpoint::Completion => "text",
         };
         let choice = self.choice(index, field, content, piece, reason);
-        let mut event = self.envelope(self.chunk_object(), vec![choice]);
+        let mut event = self.envelope(self.chunk_object(), &[choice]);
         if self.include_usage {
             event["usage"] = Value::Null;
         }
@@ -211,9 +211,9 @@ impl Answer {
         &self,
         index: usize,
         field: &str,
-        content: Value,
+        content: &Value,
         piece: &Piece,
-        reason: Value,
+        reason: &Value,
     ) -> Value {
         let logprobs = match self.endpoint {
             _ if !self.logprobs || piece.tokens.is_empty() => Value::Null,
@@ -243,7 +243,7 @@ impl Answer {
         }
     }
 
-    fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
+    fn envelope(&self, object: &str, choices: &[Value]) -> Value {
         json!({
             "id": self.id,
             "object": object,
@@ -299,7 +299,7 @@ pub fn models(served_name: &str, created: u64, max_tokens: u32) -> Value {
 }
 
 /// The body of `/tokenize`.
-pub fn tokenized(tokens: &[u32], texts: Option<Vec<String>>, max_tokens: u32) -> Value {
+pub fn tokenized(tokens: &[u32], texts: Option<&[String]>, max_tokens: u32) -> Value {
     json!({
         "count": tokens.len(),
         "max_model_len": max_tokens,

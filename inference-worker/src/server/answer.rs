@@ -148,14 +148,15 @@ async fn stream(
     };
     for index in 0..started.count {
         if let Some(opening) = events.answer.opening(index) {
-            events.tell(opening);
+            events.tell(&opening);
         }
         if let Some(text) = echo(&events.answer, &started.echoes, index) {
             let piece = Piece {
                 text,
                 tokens: Vec::new(),
             };
-            events.tell(events.answer.piece(index, &piece));
+            let event = events.answer.piece(index, &piece);
+            events.tell(&event);
         }
     }
     events.take(first);
@@ -197,11 +198,13 @@ impl Events {
     fn take(&mut self, event: Option<(usize, ChoiceEvent)>) {
         match event {
             Some((index, ChoiceEvent::Piece(piece))) => {
-                self.tell(self.answer.piece(index, &piece));
+                let event = self.answer.piece(index, &piece);
+                self.tell(&event);
             }
             Some((index, ChoiceEvent::Finished(ended))) => {
                 self.tally.ended(index, ended);
-                self.tell(self.answer.closing(index, ended.reason));
+                let event = self.answer.closing(index, ended.reason);
+                self.tell(&event);
             }
             Some((_, ChoiceEvent::Failed(error))) => {
                 self.front.metrics.refused(error.status);
@@ -221,8 +224,8 @@ impl Events {
         }
     }
 
-    fn tell(&mut self, event: Value) {
-        self.ready.push_back(data(&event));
+    fn tell(&mut self, event: &Value) {
+        self.ready.push_back(data(event));
     }
 }
 

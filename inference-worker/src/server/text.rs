@@ -29,13 +29,13 @@ pub(super) async fn tokenize(front: &Arc<Front>, request: Request) -> Result<Res
     };
     let encoded = prompt::encode(front, vec![request.prompt], encoding).await?;
     let tokens = encoded.into_iter().next().unwrap_or_default();
-    let texts = request.token_texts.then(|| {
+    let texts: Option<Vec<String>> = request.token_texts.then(|| {
         let tokens = tokens.iter();
         tokens
             .map(|token| front.tokenizer.token_text(*token))
             .collect()
     });
-    let body = response::tokenized(&tokens, texts, front.max_tokens);
+    let body = response::tokenized(&tokens, texts.as_deref(), front.max_tokens);
     Ok(axum::Json(body).into_response())
 }
 

@@ -195,7 +195,7 @@ fn exp(x: f32) -> f32 {
     /// Adding it rounds to a whole number, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     /// The logarithm of 2 in two parts; products with the first are exact.
-    const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    const LN_2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
     const EXPONENT_OF_ONE: u32 = 127 << 23;
     let bounded = if x > NEGLIGIBLE { x } else { NEGLIGIBLE };
     let shifted = bounded * std::f32::consts::LOG2_E + ROUND;

@@ -121,9 +121,9 @@ fn neutral_values(name: &str) -> Option<Neutral> {
     Some(match name {
         // They name the caller or the bill and never change an answer.
         "user" | "safety_identifier" | "metadata" | "prompt_cache_key" => Neutral::Any,
-        "parallel_tool_calls" => these(json!([true, false])),
-        // Byte-level vocabularies have none to add or leave out.
-        "spaces_between_special_tokens" => these(json!([true, false])),
+        // Without tools there are no calls, and byte-level vocabularies have no spaces to
+        // add or leave out.
+        "parallel_tool_calls" | "spaces_between_special_tokens" => these(json!([true, false])),
         "echo" | "store" | "use_beam_search" | "early_stopping" => these(json!([false])),
         "tools" | "functions" | "bad_words" | "logits_processors" => {
             Neutral::These(vec![json!([])])

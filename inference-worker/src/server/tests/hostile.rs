@@ -93,7 +93,7 @@ async fn an_endless_body_is_refused_on_its_way() {
     let sending = tokio::spawn(async move {
         let head = format!("POST {CHAT} HTTP/1.1\r\nhost: m\r\ntransfer-encoding: chunked\r\n\r\n");
         writer.write_all(head.as_bytes()).await.expect("writes");
-        let chunk = [b"10000\r\n".as_slice(), &[b' '; 1 << 16], b"\r\n"].concat();
+        let chunk = [b"10000\r\n".as_slice(), &vec![b' '; 1 << 16], b"\r\n"].concat();
         // Far more than may come; the server closes before.
         for _ in 0..1 << 14 {
             if writer.write_all(&chunk).await.is_err() {

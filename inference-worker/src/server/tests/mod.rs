@@ -100,7 +100,7 @@ impl Api {
                 if waiting.len() < batch {
                     continue;
                 }
-                let mut all: Vec<_> = waiting.drain(..).collect();
+                let mut all: Vec<_> = std::mem::take(&mut waiting);
                 while !all.is_empty() {
                     all.retain_mut(|says| says.len() > 0);
                     for said in all.iter_mut().filter_map(Iterator::next) {
