@@ -27,6 +27,8 @@ const SUPERVISOR_BYTES: u64 = 12 * MIB;
 const HEADER_ENTRY_BYTES: u64 = 80;
 /// The tokenizer, likewise. Measured: 146.
 const TOKENIZER_ENTRY_BYTES: u64 = 180;
+/// The KV cache takes at most this many times what its sequences can hold at once.
+const MOST_KEPT: u64 = 16;
 /// Sequences are admitted as long as each can have this part of the longest.
 const LEAST_SHARE: u64 = 8;
 /// Copies of a row of logits between the output head and the sampler.
@@ -271,6 +273,8 @@ impl MemoryPlan {
             share(left, one.sum(), overhead, (needed, most))
         };
         match limit {
+            // Not a promise of so much memory.
+            Limit::Together(u64::MAX) => room(&self.ranks, u64::MAX),
             Limit::Together(limit) => {
                 let taken = self.weights() + self.reserve();
                 room(&self.ranks, limit.checked_sub(taken)?)
@@ -323,7 +327,8 @@ impl MemoryPlan {
 }
 
 /// Shares `left` bytes out among sequences of which the longest needs `one` for its
-/// `needed` blocks, each with an `overhead` besides.
+/// `needed` blocks, each with an `overhead` besides. `u64::MAX` stands for memory of which
+/// nobody said how much there is.
 fn share(
     left: u64,
     one: u64,
@@ -342,11 +347,14 @@ fn share(
     if slots == 0 || for_blocks < one {
         return None;
     }
-    // As many of both kinds as sequences of the longest length use of them.
+    // As many of both kinds as sequences of the longest length use of them. Beyond what
+    // the sequences can hold at once they keep what others may begin with.
+    let kept = if left == u64::MAX { 1 } else { MOST_KEPT };
     let count = |needed: usize| {
         let count = u128::from(for_blocks) * needed as u128;
         let count = count.checked_div(u128::from(one)).unwrap_or(u128::MAX);
-        u32::try_from(count.min(u128::from(slots) * needed as u128)).unwrap_or(u32::MAX)
+        let most = u128::from(slots * kept) * needed as u128;
+        u32::try_from(count.min(most)).unwrap_or(u32::MAX)
     };
     Some(KvCapacity {
         slots: u32::try_from(slots).unwrap_or(u32::MAX),
@@ -459,7 +467,7 @@ mod tests {
             if slots > 1 {
                 prop_assert!(slots * (one / LEAST_SHARE + overhead) <= left);
             }
-            let is_full = blocks[0] == slots * needed[0] as u64;
+            let is_full = blocks[0] == MOST_KEPT * slots * needed[0] as u64;
             prop_assert!(is_full || left - taken < one / needed[0] as u64 + block_bytes.0 + block_bytes.1);
         }
     }

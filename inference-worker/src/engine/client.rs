@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
 use llama_contract::FailureReport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -184,6 +185,11 @@ impl Generation {
     /// The next event; `None` after the last, and when the client was closed.
     pub async fn next(&mut self) -> Option<GenerationEvent> {
         self.events.recv().await
+    }
+
+    /// As [`Generation::next`], for those who wait for several.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerationEvent>> {
+        self.events.poll_recv(context)
     }
 }
 

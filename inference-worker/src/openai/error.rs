@@ -20,6 +20,9 @@ pub struct ApiError {
     pub retry_after: Option<u32>,
 }
 
+/// Longest part of what a client sent that is sent back to it, in bytes.
+const MAX_QUOTED_BYTES: usize = 1024;
+
 /// `type` of errors that the client can mend.
 const INVALID_REQUEST: &str = "invalid_request_error";
 /// `type` of errors that time mends.
@@ -29,7 +32,7 @@ impl ApiError {
     fn new(status: u16, kind: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
-            message: message.into(),
+            message: shortened(message.into()),
             kind,
             param: None,
             code: None,
@@ -45,19 +48,17 @@ impl ApiError {
     /// 400: the field `param` is wrong.
     pub fn invalid_field(param: &str, message: &str) -> Self {
         Self {
-            param: Some(param.to_owned()),
-            ..Self::invalid(format!("{param}: {message}"))
+            param: Some(shortened(param.to_owned())),
+            ..Self::invalid(format!("{}: {message}", shortened(param.to_owned())))
         }
     }
 
     /// 400: prompt and answer do not fit the model's context.
-    pub fn context_length(tokens: usize, limit: u32) -> Self {
+    pub fn context_length(param: &str, message: impl Into<String>) -> Self {
         Self {
-            param: Some("messages".to_owned()),
+            param: Some(param.to_owned()),
             code: Some("context_length_exceeded"),
-            ..Self::invalid(format!(
-                "the prompt has {tokens} tokens; with the answer a sequence may have {limit}"
-            ))
+            ..Self::invalid(message)
         }
     }
 
@@ -97,6 +98,15 @@ impl ApiError {
         )
     }
 
+    /// 408: the body did not come in time.
+    pub fn body_too_slow(seconds: u64) -> Self {
+        Self::new(
+            408,
+            INVALID_REQUEST,
+            format!("the body did not come within {seconds} seconds"),
+        )
+    }
+
     /// 429: too many requests are open.
     pub fn overloaded(message: impl Into<String>) -> Self {
         Self {
@@ -132,5 +142,25 @@ impl ApiError {
                 "code": self.code,
             }
         })
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > MAX_QUOTED_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_QUOTED_BYTES));
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_sent_comes_back_short() {
+        let error = ApiError::invalid_field(&"é".repeat(1 << 20), &"x".repeat(1 << 20));
+        assert!(error.body().to_string().len() < 3 * MAX_QUOTED_BYTES);
+        assert!(error.param.is_some_and(|param| param.ends_with("é…")));
     }
 }

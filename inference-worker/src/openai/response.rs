@@ -1,16 +1,20 @@
 //! What clients get.
 
-use serde_json::{Value, json};
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
 
 use crate::scheduler::Finish;
 
-/// Token counts of one answer.
+/// Token counts of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Tokens of the prompts.
     pub prompt_tokens: usize,
-    /// Tokens of the answer.
+    /// Tokens of all answers.
     pub completion_tokens: usize,
+    /// Tokens of the prompts that did not have to be computed.
+    pub cached_tokens: usize,
 }
 
 impl Usage {
@@ -19,6 +23,7 @@ impl Usage {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         })
     }
 }
@@ -40,74 +45,195 @@ impl Endpoint {
             Self::Completion => "cmpl-",
         }
     }
+
+    /// The field that brings the prompt.
+    pub fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Chat => "messages",
+            Self::Completion => "prompt",
+        }
+    }
 }
 
-/// What all parts of one answer share.
+/// A token and the logarithm of its probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Likely {
+    /// The token as it is shown.
+    pub text: String,
+    /// The bytes that it stands for.
+    pub bytes: Vec<u8>,
+    /// The logarithm.
+    pub logprob: f32,
+}
+
+/// A token of an answer with what the client asked to know of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// Its id.
+    pub id: u32,
+    /// Characters of the answer before it.
+    pub offset: usize,
+    /// The token, and the likeliest at its place.
+    pub likely: Option<(Likely, Vec<Likely>)>,
+}
+
+/// A part of an answer: text, and the tokens behind it where the client asked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Piece {
+    /// The text.
+    pub text: String,
+    /// The tokens; empty unless something of them is to be told.
+    pub tokens: Vec<Told>,
+}
+
+impl Piece {
+    /// Adds what comes next.
+    pub fn extend(&mut self, next: Self) {
+        self.text.push_str(&next.text);
+        self.tokens.extend(next.tokens);
+    }
+}
+
+/// An answer that is complete.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Complete {
+    /// All of it.
+    pub piece: Piece,
+    /// Why it ended.
+    pub reason: Finish,
+}
+
+/// What all parts of one response share.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The endpoint.
     pub endpoint: Endpoint,
-    /// The answer's id.
+    /// The response's id.
     pub id: String,
     /// When it began, in seconds since 1970.
     pub created: u64,
     /// The served name.
     pub model: String,
+    /// Answers to each prompt.
+    pub choices: usize,
+    /// Whether probabilities were asked for.
+    pub logprobs: bool,
+    /// The tokens of each prompt, where the client asked for ids.
+    pub prompt_ids: Option<Vec<Arc<[u32]>>>,
+    /// Whether parts of a stream have a place for token counts.
+    pub include_usage: bool,
 }
 
 impl Answer {
-    /// The body of an answer that comes whole.
-    pub fn whole(&self, text: &str, reason: Finish, usage: Usage) -> Value {
-        let (object, mut choice) = match self.endpoint {
-            Endpoint::Chat => (
-                "chat.completion",
-                json!({"index": 0, "message": {"role": "assistant", "content": text}}),
-            ),
-            Endpoint::Completion => ("text_completion", json!({"index": 0, "text": text})),
+    /// The body of a response that comes whole.
+    pub fn whole(&self, complete: &[Complete], usage: Usage) -> Value {
+        let object = match self.endpoint {
+            Endpoint::Chat => "chat.completion",
+            Endpoint::Completion => "text_completion",
         };
-        choice["logprobs"] = Value::Null;
-        choice["finish_reason"] = json!(reason.as_str());
-        let mut body = self.envelope(object, &json!([choice]));
+        let choices = complete.iter().enumerate();
+        let choices = choices.map(|(index, complete)| {
+            let text = &complete.piece.text;
+            let (field, content) = match self.endpoint {
+                Endpoint::Chat => ("message", json!({"role": "assistant", "content": text})),
+                Endpoint::Completion => ("text", json!(text)),
+            };
+            let reason = json!(complete.reason.as_str());
+            let mut choice = self.choice(index, field, &content, &complete.piece, &reason);
+            if self.endpoint == Endpoint::Completion {
+                self.put_prompt_ids(&mut choice, index);
+            }
+            choice
+        });
+        let mut body = self.envelope(object, &choices.collect::<Vec<_>>());
+        if self.endpoint == Endpoint::Chat {
+            self.put_prompt_ids(&mut body, 0);
+        }
         body["usage"] = usage.json();
         body
     }
 
-    /// The event that opens a stream, where the endpoint has one.
-    pub fn opening(&self) -> Option<Value> {
-        (self.endpoint == Endpoint::Chat)
-            .then(|| self.chunk(&json!({"role": "assistant", "content": ""}), &Value::Null))
+    /// The event that opens an answer in a stream, where there is something to tell.
+    pub fn opening(&self, index: usize) -> Option<Value> {
+        let content = match self.endpoint {
+            Endpoint::Chat => json!({"role": "assistant", "content": ""}),
+            Endpoint::Completion if self.prompt_ids.is_some() => json!(""),
+            Endpoint::Completion => return None,
+        };
+        let mut event = self.chunk(index, &content, &Piece::default(), &Value::Null);
+        match self.endpoint {
+            Endpoint::Chat => self.put_prompt_ids(&mut event, 0),
+            Endpoint::Completion => self.put_prompt_ids(&mut event["choices"][0], index),
+        }
+        Some(event)
     }
 
-    /// The event of one piece of text.
-    pub fn piece(&self, text: &str) -> Value {
-        match self.endpoint {
-            Endpoint::Chat => self.chunk(&json!({"content": text}), &Value::Null),
-            Endpoint::Completion => self.chunk(&json!(text), &Value::Null),
-        }
+    /// The event of one piece.
+    pub fn piece(&self, index: usize, piece: &Piece) -> Value {
+        let content = match self.endpoint {
+            Endpoint::Chat => json!({"content": piece.text}),
+            Endpoint::Completion => json!(piece.text),
+        };
+        self.chunk(index, &content, piece, &Value::Null)
     }
 
-    /// The event that says why the answer ended.
-    pub fn closing(&self, reason: Finish) -> Value {
-        match self.endpoint {
-            Endpoint::Chat => self.chunk(&json!({}), &json!(reason.as_str())),
-            Endpoint::Completion => self.chunk(&json!(""), &json!(reason.as_str())),
-        }
+    /// The event that says why an answer ended.
+    pub fn closing(&self, index: usize, reason: Finish) -> Value {
+        let content = match self.endpoint {
+            Endpoint::Chat => json!({}),
+            Endpoint::Completion => json!(""),
+        };
+        let reason = json!(reason.as_str());
+        self.chunk(index, &content, &Piece::default(), &reason)
     }
 
     /// The event with the token counts.
     pub fn usage(&self, usage: Usage) -> Value {
-        let mut event = self.envelope(self.chunk_object(), &json!([]));
+        let mut event = self.envelope(self.chunk_object(), &[]);
         event["usage"] = usage.json();
         event
     }
 
-    fn chunk(&self, content: &Value, reason: &Value) -> Value {
+    fn chunk(&self, index: usize, content: &Value, piece: &Piece, reason: &Value) -> Value {
         let field = match self.endpoint {
             Endpoint::Chat => "delta",
             Endpoint::Completion => "text",
         };
-        let choice = json!({"index": 0, field: content, "logprobs": null, "finish_reason": reason});
-        self.envelope(self.chunk_object(), &json!([choice]))
+        let choice = self.choice(index, field, content, piece, reason);
+        let mut event = self.envelope(self.chunk_object(), &[choice]);
+        if self.include_usage {
+            event["usage"] = Value::Null;
+        }
+        event
+    }
+
+    fn choice(
+        &self,
+        index: usize,
+        field: &str,
+        content: &Value,
+        piece: &Piece,
+        reason: &Value,
+    ) -> Value {
+        let logprobs = match self.endpoint {
+            _ if !self.logprobs || piece.tokens.is_empty() => Value::Null,
+            Endpoint::Chat => chat_logprobs(&piece.tokens),
+            Endpoint::Completion => completion_logprobs(&piece.tokens),
+        };
+        let mut choice = json!({
+            "index": index, field: content, "logprobs": logprobs, "finish_reason": reason,
+        });
+        if self.prompt_ids.is_some() {
+            choice["token_ids"] = piece.tokens.iter().map(|token| token.id).collect();
+        }
+        choice
+    }
+
+    fn put_prompt_ids(&self, place: &mut Value, index: usize) {
+        let prompt = index / self.choices.max(1);
+        if let Some(ids) = self.prompt_ids.as_ref().and_then(|ids| ids.get(prompt)) {
+            place["prompt_token_ids"] = json!(**ids);
+        }
     }
 
     fn chunk_object(&self) -> &'static str {
@@ -117,7 +243,7 @@ impl Answer {
         }
     }
 
-    fn envelope(&self, object: &str, choices: &Value) -> Value {
+    fn envelope(&self, object: &str, choices: &[Value]) -> Value {
         json!({
             "id": self.id,
             "object": object,
@@ -126,6 +252,36 @@ impl Answer {
             "choices": choices,
         })
     }
+}
+
+fn chat_logprobs(tokens: &[Told]) -> Value {
+    let one = |likely: &Likely| json!({"token": likely.text, "logprob": likely.logprob, "bytes": likely.bytes});
+    let likely = tokens.iter().filter_map(|token| token.likely.as_ref());
+    let content = likely.map(|(own, top)| {
+        let mut entry = one(own);
+        entry["top_logprobs"] = top.iter().map(one).collect();
+        entry
+    });
+    json!({"content": content.collect::<Vec<_>>()})
+}
+
+fn completion_logprobs(tokens: &[Told]) -> Value {
+    let likely = || tokens.iter().filter_map(|token| token.likely.as_ref());
+    let top = likely().map(|(own, top)| {
+        let mut map = Map::new();
+        for likely in top.iter().chain([own]) {
+            // Of tokens that look the same, the likeliest is told.
+            map.entry(likely.text.as_str())
+                .or_insert_with(|| json!(likely.logprob));
+        }
+        Value::Object(map)
+    });
+    json!({
+        "tokens": likely().map(|(own, _)| own.text.as_str()).collect::<Vec<_>>(),
+        "token_logprobs": likely().map(|(own, _)| own.logprob).collect::<Vec<_>>(),
+        "top_logprobs": top.collect::<Vec<_>>(),
+        "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
+    })
 }
 
 /// The body of `/v1/models`.
@@ -142,6 +298,26 @@ pub fn models(served_name: &str, created: u64, max_tokens: u32) -> Value {
     })
 }
 
+/// The body of `/tokenize`.
+pub fn tokenized(tokens: &[u32], texts: Option<&[String]>, max_tokens: u32) -> Value {
+    json!({
+        "count": tokens.len(),
+        "max_model_len": max_tokens,
+        "tokens": tokens,
+        "token_strs": texts,
+    })
+}
+
+/// The body of `/detokenize`.
+pub fn detokenized(text: &str) -> Value {
+    json!({"prompt": text})
+}
+
+/// The body of `/version`.
+pub fn version() -> Value {
+    json!({"version": env!("CARGO_PKG_VERSION")})
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +328,40 @@ mod tests {
             id: "id".to_owned(),
             created: 1,
             model: "m".to_owned(),
+            choices: 2,
+            logprobs: true,
+            prompt_ids: Some(vec![Arc::new([1, 2]), Arc::new([3])]),
+            include_usage: false,
+        }
+    }
+
+    fn likely(text: &str, logprob: f32) -> Likely {
+        Likely {
+            text: text.to_owned(),
+            bytes: text.as_bytes().to_vec(),
+            logprob,
+        }
+    }
+
+    fn hi() -> Piece {
+        let told = |id, offset, text: &str| Told {
+            id,
+            offset,
+            likely: Some((
+                likely(text, -1.0),
+                vec![likely("a", -0.5), likely(text, -1.0)],
+            )),
+        };
+        Piece {
+            text: "hi".to_owned(),
+            tokens: vec![told(7, 0, "h"), told(8, 1, "i")],
+        }
+    }
+
+    fn complete(reason: Finish) -> Complete {
+        Complete {
+            piece: hi(),
+            reason,
         }
     }
 
@@ -160,34 +370,77 @@ mod tests {
         let usage = Usage {
             prompt_tokens: 2,
             completion_tokens: 3,
+            cached_tokens: 1,
         };
-        let chat = answer(Endpoint::Chat).whole("hi", Finish::Stop, usage);
+        let both = [complete(Finish::Stop), complete(Finish::Length)];
+        let chat = answer(Endpoint::Chat).whole(&both, usage);
         assert_eq!(
             chat["choices"][0]["message"],
             json!({"role": "assistant", "content": "hi"})
         );
         assert_eq!(chat["choices"][0]["finish_reason"], "stop");
+        assert_eq!(chat["choices"][1]["index"], 1);
+        assert_eq!(chat["choices"][1]["token_ids"], json!([7, 8]));
+        assert_eq!(chat["prompt_token_ids"], json!([1, 2]));
+        let entry = &chat["choices"][0]["logprobs"]["content"][1];
+        assert_eq!(
+            *entry,
+            json!({
+                "token": "i", "logprob": -1.0, "bytes": [105], "top_logprobs": [
+                    {"token": "a", "logprob": -0.5, "bytes": [97]},
+                    {"token": "i", "logprob": -1.0, "bytes": [105]},
+                ],
+            })
+        );
         assert_eq!(chat["usage"]["total_tokens"], 5);
-        let text = answer(Endpoint::Completion).whole("hi", Finish::Length, usage);
+        assert_eq!(chat["usage"]["prompt_tokens_details"]["cached_tokens"], 1);
+        let three = [(); 3].map(|()| complete(Finish::Length));
+        let text = answer(Endpoint::Completion).whole(&three, usage);
         assert_eq!(
             (&text["choices"][0]["text"], &text["object"]),
             (&json!("hi"), &json!("text_completion"))
+        );
+        assert_eq!(text["choices"][2]["prompt_token_ids"], json!([3]));
+        assert_eq!(
+            text["choices"][0]["logprobs"],
+            json!({
+                "tokens": ["h", "i"], "token_logprobs": [-1.0, -1.0], "text_offset": [0, 1],
+                "top_logprobs": [{"a": -0.5, "h": -1.0}, {"a": -0.5, "i": -1.0}],
+            })
         );
     }
 
     #[test]
     fn streams_open_with_the_role_and_close_with_the_reason() {
-        let chat = answer(Endpoint::Chat);
+        let chat = Answer {
+            prompt_ids: None,
+            logprobs: false,
+            include_usage: true,
+            ..answer(Endpoint::Chat)
+        };
+        let opening = chat.opening(1).expect("chat opens");
+        assert_eq!(opening["choices"][0]["delta"]["role"], "assistant");
+        assert_eq!(opening["choices"][0]["index"], 1);
+        assert_eq!(opening["usage"], Value::Null);
+        let piece = chat.piece(0, &hi());
         assert_eq!(
-            chat.opening().expect("chat opens")["choices"][0]["delta"]["role"],
-            "assistant"
+            piece["choices"][0],
+            json!({
+                "index": 0, "delta": {"content": "hi"}, "logprobs": null, "finish_reason": null,
+            })
         );
-        assert_eq!(chat.piece("x")["choices"][0]["delta"]["content"], "x");
         assert_eq!(
-            chat.closing(Finish::Length)["choices"][0]["finish_reason"],
+            chat.closing(0, Finish::Length)["choices"][0]["finish_reason"],
             "length"
         );
         assert_eq!(chat.usage(Usage::default())["choices"], json!([]));
-        assert_eq!(answer(Endpoint::Completion).opening(), None);
+        let completion = answer(Endpoint::Completion);
+        let opening = completion.opening(2).expect("tells the prompt");
+        assert_eq!(opening["choices"][0]["prompt_token_ids"], json!([3]));
+        let completion = Answer {
+            prompt_ids: None,
+            ..completion
+        };
+        assert_eq!(completion.opening(0), None);
     }
 }

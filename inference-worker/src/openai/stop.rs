@@ -5,6 +5,7 @@
 #[derive(Clone, Debug, Default)]
 pub struct StopMatcher {
     stops: Vec<String>,
+    includes: bool,
     held: String,
 }
 
@@ -18,10 +19,12 @@ pub struct Passed {
 }
 
 impl StopMatcher {
-    /// A matcher of `stops`, none of them empty.
-    pub fn new(stops: Vec<String>) -> Self {
+    /// A matcher of `stops`, none of them empty. What was found is shown too where it
+    /// `includes` that.
+    pub fn new(stops: Vec<String>, includes: bool) -> Self {
         Self {
             stops,
+            includes,
             held: String::new(),
         }
     }
@@ -29,9 +32,9 @@ impl StopMatcher {
     /// Takes the next piece.
     pub fn push(&mut self, piece: &str) -> Passed {
         self.held.push_str(piece);
-        if let Some(start) = first_complete(&self.stops, &self.held) {
+        if let Some((end, start)) = first_complete(&self.stops, &self.held) {
             let mut text = std::mem::take(&mut self.held);
-            text.truncate(start);
+            text.truncate(if self.includes { end } else { start });
             return Passed {
                 text,
                 stopped: true,
@@ -64,9 +67,9 @@ impl StopMatcher {
     }
 }
 
-/// Where the stop string begins that is complete first, the longest of those
+/// Where the stop string ends and begins that is complete first, the longest of those
 /// that are complete at once; how the text was cut does not change it.
-fn first_complete(stops: &[String], text: &str) -> Option<usize> {
+fn first_complete(stops: &[String], text: &str) -> Option<(usize, usize)> {
     stops
         .iter()
         .filter_map(|stop| {
@@ -74,7 +77,6 @@ fn first_complete(stops: &[String], text: &str) -> Option<usize> {
                 .map(|start| (start + stop.len(), start))
         })
         .min()
-        .map(|(_end, start)| start)
 }
 
 #[cfg(test)]
@@ -84,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_beginning_is_held_back_and_given_up() {
-        let mut matcher = StopMatcher::new(vec!["END".to_owned()]);
+        let mut matcher = StopMatcher::new(vec!["END".to_owned()], false);
         assert_eq!(
             matcher.push("a E"),
             Passed {
@@ -122,9 +124,11 @@ mod tests {
             text in "[abé]{0,30}",
             stops in proptest::collection::vec("[abé]{1,3}", 0..3),
             cuts in proptest::collection::vec(1_usize..4, 0..30),
+            includes in any::<bool>(),
         ) {
-            let end = first_complete(&stops, &text);
-            let mut matcher = StopMatcher::new(stops);
+            let found = first_complete(&stops, &text);
+            let end = found.map(|(end, start)| if includes { end } else { start });
+            let mut matcher = StopMatcher::new(stops, includes);
             let mut shown = String::new();
             let mut stopped = false;
             let mut chars = text.chars();

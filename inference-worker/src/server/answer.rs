@@ -1,21 +1,25 @@
 //! From an HTTP request to an HTTP answer, whole or as server-sent events.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
+use futures::stream::SelectAll;
+use futures::{Stream, StreamExt};
 use serde_json::Value;
 
-use super::generate::{self, TextEvent, TextStream};
-use super::{Front, MAX_BODY_BYTES, unix_seconds};
-use crate::openai::response::{Answer, Endpoint};
+use super::choice::{Choice, ChoiceEvent, Ended};
+use super::generate::{self, Started};
+use super::{Front, unix_seconds};
+use crate::openai::request::Shown;
+use crate::openai::response::{Answer, Complete, Endpoint, Piece, Usage};
 use crate::openai::{ApiError, ValidRequest};
+use crate::scheduler::Finish;
 
 /// What ends a stream in OpenAI's protocol.
 const DONE: &str = "[DONE]";
@@ -30,125 +34,198 @@ pub(super) async fn answer(
     request: Request,
 ) -> Result<Response, ApiError> {
     front.admit()?;
-    let body = to_bytes(request.into_body(), MAX_BODY_BYTES)
-        .await
-        .map_err(|_too_long| ApiError::body_too_long(MAX_BODY_BYTES))?;
+    let body = front.room.read(request).await?;
     let request = match endpoint {
-        Endpoint::Chat => ValidRequest::chat(&body)?,
-        Endpoint::Completion => ValidRequest::completion(&body)?,
+        Endpoint::Chat => ValidRequest::chat(&body.bytes)?,
+        Endpoint::Completion => ValidRequest::completion(&body.bytes)?,
     };
-    let answer = Answer {
+    let mut answer = Answer {
         endpoint,
         id: format!(
             "{}{:016x}",
             endpoint.id_prefix(),
-            RandomState::new().hash_one(body.len())
+            RandomState::new().hash_one(body.bytes.len())
         ),
         created: unix_seconds(),
         model: request.model.clone(),
+        choices: request.choices as usize,
+        logprobs: request.sampling.logprobs.is_some(),
+        prompt_ids: None,
+        include_usage: request.shown.include_usage,
     };
-    let (stream, include_usage) = (request.stream, request.include_usage);
-    let mut text = generate::start(&front, request).await?;
-    if !stream {
-        return whole(&answer, &mut text).await;
+    let shown = request.shown;
+    let started = generate::start(&front, endpoint, request).await?;
+    drop(body);
+    if shown.token_ids {
+        answer.prompt_ids = Some(started.prompts.clone());
     }
-    let first = text.next().await;
-    if let TextEvent::Failed(error) = first {
-        return Err(error);
+    if shown.stream {
+        stream(front, answer, started, shown).await
+    } else {
+        whole(&answer, started).await
     }
-    let events = Events {
+}
+
+/// Counts tokens as answers end.
+#[derive(Clone, Copy, Debug)]
+struct Tally {
+    usage: Usage,
+    /// Answers to each prompt.
+    choices: usize,
+}
+
+impl Tally {
+    fn new(answer: &Answer, started: &Started) -> Self {
+        let prompt_tokens = started.prompts.iter().map(|prompt| prompt.len()).sum();
+        Self {
+            usage: Usage {
+                prompt_tokens,
+                ..Usage::default()
+            },
+            choices: answer.choices.max(1),
+        }
+    }
+
+    fn ended(&mut self, index: usize, ended: Ended) {
+        self.usage.completion_tokens += ended.tokens;
+        // Each prompt counts once, however many answers it gets.
+        if index.is_multiple_of(self.choices) {
+            self.usage.cached_tokens += ended.cached_tokens;
+        }
+    }
+}
+
+async fn whole(answer: &Answer, mut started: Started) -> Result<Response, ApiError> {
+    let mut tally = Tally::new(answer, &started);
+    let mut parts: Vec<Complete> = (0..started.count)
+        .map(|index| Complete {
+            piece: Piece {
+                text: echo(answer, &started.echoes, index).unwrap_or_default(),
+                tokens: Vec::new(),
+            },
+            reason: Finish::Length,
+        })
+        .collect();
+    while let Some((index, event)) = started.choices.next().await {
+        let Some(part) = parts.get_mut(index) else {
+            continue;
+        };
+        match event {
+            ChoiceEvent::Piece(piece) => part.piece.extend(piece),
+            ChoiceEvent::Finished(ended) => {
+                part.reason = ended.reason;
+                tally.ended(index, ended);
+            }
+            ChoiceEvent::Failed(error) => return Err(error),
+        }
+    }
+    Ok(axum::Json(answer.whole(&parts, tally.usage)).into_response())
+}
+
+/// What stands before an answer.
+fn echo(answer: &Answer, echoes: &[String], index: usize) -> Option<String> {
+    echoes.get(index / answer.choices.max(1)).cloned()
+}
+
+async fn stream(
+    front: Arc<Front>,
+    answer: Answer,
+    mut started: Started,
+    shown: Shown,
+) -> Result<Response, ApiError> {
+    let first = match started.choices.next().await {
+        Some((_, ChoiceEvent::Failed(error))) => return Err(error),
+        first => first,
+    };
+    let mut events = Events {
+        tally: Tally::new(&answer, &started),
         answer,
-        text,
-        include_usage,
+        choices: started.choices,
+        shown,
         front,
-        next: Next::Opening(first),
+        ready: VecDeque::new(),
+        is_over: false,
     };
+    for index in 0..started.count {
+        if let Some(opening) = events.answer.opening(index) {
+            events.tell(&opening);
+        }
+        if let Some(text) = echo(&events.answer, &started.echoes, index) {
+            let piece = Piece {
+                text,
+                tokens: Vec::new(),
+            };
+            let event = events.answer.piece(index, &piece);
+            events.tell(&event);
+        }
+    }
+    events.take(first);
     Ok(Sse::new(events.into_stream())
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response())
 }
 
-async fn whole(answer: &Answer, text: &mut TextStream) -> Result<Response, ApiError> {
-    let mut content = String::new();
-    loop {
-        match text.next().await {
-            TextEvent::Piece(piece) => content.push_str(&piece),
-            TextEvent::Finished(reason) => {
-                let body = answer.whole(&content, reason, text.usage());
-                return Ok(axum::Json(body).into_response());
-            }
-            TextEvent::Failed(error) => return Err(error),
-        }
-    }
-}
-
-/// What a stream sends next.
-enum Next {
-    Opening(TextEvent),
-    Text(TextEvent),
-    Wait,
-    Usage,
-    Done,
-    Nothing,
-}
-
-/// A streamed answer.
+/// A streamed response.
 struct Events {
     answer: Answer,
-    text: TextStream,
-    include_usage: bool,
+    choices: SelectAll<Choice>,
+    tally: Tally,
+    shown: Shown,
     front: Arc<Front>,
-    next: Next,
+    /// What is to be sent before anything new is waited for.
+    ready: VecDeque<Event>,
+    /// Whether nothing follows what is ready.
+    is_over: bool,
 }
 
 impl Events {
     fn into_stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
         futures::stream::unfold(self, |mut events| async move {
-            let event = events.next_event().await?;
-            Some((Ok(event), events))
+            loop {
+                if let Some(event) = events.ready.pop_front() {
+                    return Some((Ok(event), events));
+                }
+                if events.is_over {
+                    return None;
+                }
+                let next = events.choices.next().await;
+                events.take(next);
+            }
         })
     }
 
-    async fn next_event(&mut self) -> Option<Event> {
-        loop {
-            match std::mem::replace(&mut self.next, Next::Wait) {
-                Next::Opening(first) => {
-                    self.next = Next::Text(first);
-                    if let Some(opening) = self.answer.opening() {
-                        return Some(data(&opening));
-                    }
+    /// Makes events of what one of the answers did; `None` when all are over.
+    fn take(&mut self, event: Option<(usize, ChoiceEvent)>) {
+        match event {
+            Some((index, ChoiceEvent::Piece(piece))) => {
+                let event = self.answer.piece(index, &piece);
+                self.tell(&event);
+            }
+            Some((index, ChoiceEvent::Finished(ended))) => {
+                self.tally.ended(index, ended);
+                let event = self.answer.closing(index, ended.reason);
+                self.tell(&event);
+            }
+            Some((_, ChoiceEvent::Failed(error))) => {
+                self.front.metrics.refused(error.status);
+                self.ready.push_back(data(&error.body()));
+                // Cancels the others.
+                self.choices.clear();
+                self.is_over = true;
+            }
+            None => {
+                if self.shown.include_usage {
+                    let usage = self.answer.usage(self.tally.usage);
+                    self.ready.push_back(data(&usage));
                 }
-                Next::Wait => self.next = Next::Text(self.text.next().await),
-                Next::Text(TextEvent::Piece(piece)) => {
-                    return Some(data(&self.answer.piece(&piece)));
-                }
-                Next::Text(TextEvent::Finished(reason)) => {
-                    self.next = if self.include_usage {
-                        Next::Usage
-                    } else {
-                        Next::Done
-                    };
-                    return Some(data(&self.answer.closing(reason)));
-                }
-                Next::Text(TextEvent::Failed(error)) => {
-                    self.front.metrics.refused(error.status);
-                    self.next = Next::Nothing;
-                    return Some(data(&error.body()));
-                }
-                Next::Usage => {
-                    self.next = Next::Done;
-                    return Some(data(&self.answer.usage(self.text.usage())));
-                }
-                Next::Done => {
-                    self.next = Next::Nothing;
-                    return Some(Event::default().data(DONE));
-                }
-                Next::Nothing => {
-                    self.next = Next::Nothing;
-                    return None;
-                }
+                self.ready.push_back(Event::default().data(DONE));
+                self.is_over = true;
             }
         }
+    }
+
+    fn tell(&mut self, event: &Value) {
+        self.ready.push_back(data(event));
     }
 }
 

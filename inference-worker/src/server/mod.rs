@@ -1,8 +1,16 @@
 //! The group's front: the OpenAI API on one port, what operators ask on another.
 
 mod answer;
+mod body;
+mod choice;
 mod generate;
 pub mod internal;
+mod listen;
+mod prompt;
+#[cfg(test)]
+mod tests;
+mod text;
+mod writer;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,13 +24,13 @@ use llama_contract::{FailureReport, HEALTH_PATH};
 use llama_model::text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Semaphore, watch};
 
+pub use self::listen::{PortLimits, serve};
+
+use self::body::Room;
 use crate::engine::EngineClient;
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
 use crate::openai::response::{self, Endpoint};
-
-/// Longest request body: a prompt of a million tokens.
-const MAX_BODY_BYTES: usize = 8 << 20;
 
 /// Whether requests are taken.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,8 +85,15 @@ pub struct Front {
     engine: EngineClient,
     admission: watch::Receiver<Admission>,
     metrics: Arc<Metrics>,
-    /// One for each request that may be open at once.
+    /// Answers that may be open at once.
+    open_requests: usize,
+    /// One for each of them.
     permits: Arc<Semaphore>,
+    /// One for each text that may become tokens at once.
+    tokenizing: Arc<Semaphore>,
+    /// Bytes of the longest token.
+    longest_token: usize,
+    room: Room,
 }
 
 /// The parts of a [`Front`].
@@ -88,7 +103,7 @@ pub struct FrontParts {
     pub served_name: String,
     /// Longest sequence, prompt and answer.
     pub max_tokens: u32,
-    /// Requests that may be open at once; more get 429.
+    /// Answers that may be open at once; requests for more get 429.
     pub open_requests: usize,
     /// The model's tokenizer.
     pub tokenizer: Tokenizer,
@@ -105,6 +120,10 @@ pub struct FrontParts {
 impl Front {
     /// A front, made now.
     pub fn new(parts: FrontParts) -> Self {
+        let ids = 0..u32::try_from(parts.tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        let lengths = ids.map(|id| parts.tokenizer.token_bytes(id).len());
+        let longest_token = lengths.max().unwrap_or(0);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             served_name: parts.served_name,
             max_tokens: parts.max_tokens,
@@ -114,7 +133,19 @@ impl Front {
             engine: parts.engine,
             admission: parts.admission,
             metrics: parts.metrics,
+            open_requests: parts.open_requests,
             permits: Arc::new(Semaphore::new(parts.open_requests)),
+            tokenizing: Arc::new(Semaphore::new(cores)),
+            longest_token,
+            room: Room::default(),
+        }
+    }
+
+    fn check_model(&self, asked: &str) -> Result<(), ApiError> {
+        if asked == self.served_name {
+            Ok(())
+        } else {
+            Err(ApiError::model_not_found(asked, &self.served_name))
         }
     }
 
@@ -129,6 +160,9 @@ pub fn router(front: Arc<Front>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/models", get(models))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/version", get(version))
         .route(HEALTH_PATH, get(health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
@@ -145,13 +179,27 @@ async fn completion(State(front): State<Arc<Front>>, request: Request) -> Respon
 
 async fn respond(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Response {
     let metrics = Arc::clone(&front.metrics);
-    match answer::answer(front, endpoint, request).await {
-        Ok(response) => response,
-        Err(error) => {
-            metrics.refused(error.status);
-            error.into_response()
-        }
-    }
+    counted(&metrics, answer::answer(front, endpoint, request).await)
+}
+
+async fn tokenize(State(front): State<Arc<Front>>, request: Request) -> Response {
+    counted(&front.metrics, text::tokenize(&front, request).await)
+}
+
+async fn detokenize(State(front): State<Arc<Front>>, request: Request) -> Response {
+    counted(&front.metrics, text::detokenize(&front, request).await)
+}
+
+async fn version() -> Response {
+    axum::Json(response::version()).into_response()
+}
+
+/// The answer, or the error as one, which is counted.
+fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
+    answer.unwrap_or_else(|error| {
+        metrics.refused(error.status);
+        error.into_response()
+    })
 }
 
 async fn models(State(front): State<Arc<Front>>) -> Response {

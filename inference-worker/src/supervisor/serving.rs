@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use super::args::ServeArgs;
 use super::state::PodState;
 use crate::failure::Failure;
-use crate::server::{self, Front};
+use crate::server::{self, Front, PortLimits};
 
 /// The servers of one pod.
 #[derive(Debug)]
 pub(super) struct Servers {
     closing: CancellationToken,
-    api: Option<JoinHandle<std::io::Result<()>>>,
+    api: Option<JoinHandle<()>>,
     internal: JoinHandle<std::io::Result<()>>,
 }
 
@@ -40,12 +40,9 @@ impl Servers {
         if let Some(front) = front {
             let listener = listen(args.bind, args.api_port).await?;
             let routes = server::router(Arc::new(front));
-            let closed = closing.clone().cancelled_owned();
-            api = Some(tokio::spawn(async move {
-                axum::serve(listener, routes)
-                    .with_graceful_shutdown(closed)
-                    .await
-            }));
+            let limits = PortLimits::default();
+            let serving = server::serve(listener, routes, closing.clone(), limits);
+            api = Some(tokio::spawn(serving));
         }
         Ok(Self {
             closing,

@@ -79,16 +79,16 @@ impl<'a> Row<'a> {
             }
         }
         if count < head.len() {
-            head.select_nth_unstable_by(count, order);
+            head.select_nth_unstable_by(count, |a, b| order(*a, *b));
             head.truncate(count);
         }
-        head.sort_unstable_by(order);
+        head.sort_unstable_by(|a, b| order(*a, *b));
         head
     }
 }
 
 /// The likelier first, of equals the lowest id.
-fn order(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+fn order(a: (u32, f32), b: (u32, f32)) -> Ordering {
     let by_logit = b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal);
     by_logit.then_with(|| a.0.cmp(&b.0))
 }

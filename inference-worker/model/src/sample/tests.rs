@@ -88,8 +88,8 @@ fn top_k_and_min_p_keep_the_likeliest() {
     assert_eq!(drawn(&top_k(9), &logits, None), [0, 1, 2, 3, 4]);
     // At temperature 2 the weights are e^-1, 1, e^-0.5, 1, e^-1.5.
     let min_p = |min_p, top_p| SamplingParams {
-        min_p,
         top_p,
+        min_p,
         ..hot.clone()
     };
     assert_eq!(drawn(&min_p(0.5, 1.0), &logits, None), [1, 2, 3]);

@@ -2,10 +2,9 @@
 
 use super::row::{BLOCK, LANES, Row, id};
 
-/// First size of the head that is sorted in search of the nucleus.
-const FIRST_HEAD: usize = 64;
-/// How much longer the head gets when it does not reach `top_p`.
-const HEAD_GROWTH: usize = 16;
+/// Sizes of the head that is sorted in search of the nucleus, before the whole row is
+/// searched for its end.
+const HEADS: [usize; 2] = [64, 1024];
 /// Logits this far below the greatest have no weight: all of a vocabulary together
 /// would not be drawn in the age of the universe.
 const NEGLIGIBLE: f32 = -87.0;
@@ -110,25 +109,28 @@ impl Weights {
             return pick(head[..count].iter().copied(), uniform * reached);
         }
         let wanted = self.total(row.logits) * share;
-        let mut count = FIRST_HEAD;
-        loop {
+        for count in HEADS {
             let head = self.weigh(row, count);
-            let all = head.len() >= row.logits.len();
-            let found = nucleus(&head, wanted).or_else(|| {
-                // Rounding can keep the whole row below what was wanted.
-                all.then(|| (head.len(), head.iter().map(|(_, weight)| weight).sum()))
-            });
-            if let Some((count, reached)) = found {
+            if let Some((count, reached)) = nucleus(&head, wanted) {
                 return pick(head[..count].iter().copied(), uniform * reached);
             }
-            count = (count * HEAD_GROWTH).min(row.logits.len());
         }
+        let mut all = self.weigh_all(row);
+        let (count, reached) = wide_nucleus(&mut all, wanted);
+        pick(all[..count].iter().copied(), uniform * reached)
     }
 
     /// The `count` likeliest tokens with their weights.
     fn weigh(self, row: &Row<'_>, count: usize) -> Vec<(u32, f64)> {
         let head = row.head(count).into_iter();
         head.map(|(id, logit)| (id, f64::from(self.of(logit))))
+            .collect()
+    }
+
+    fn weigh_all(self, row: &Row<'_>) -> Vec<(u32, f64)> {
+        let numbered = row.logits.iter().enumerate();
+        numbered
+            .map(|(at, logit)| (id(at), f64::from(self.of(*logit))))
             .collect()
     }
 }
@@ -143,6 +145,31 @@ fn nucleus(head: &[(u32, f64)], wanted: f64) -> Option<(usize, f64)> {
         }
     }
     None
+}
+
+/// As [`nucleus`] for tokens in any order: brings those of the nucleus to the front,
+/// halving the part where it must end instead of sorting.
+fn wide_nucleus(tokens: &mut [(u32, f64)], wanted: f64) -> (usize, f64) {
+    let (mut inside, mut reached) = (0, 0.0);
+    let mut outside = tokens.len();
+    while inside < outside {
+        let open = &mut tokens[inside..outside];
+        let half = open.len().div_ceil(2);
+        open.select_nth_unstable_by(half - 1, |a, b| {
+            b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0))
+        });
+        let weight: f64 = open[..half].iter().map(|(_, weight)| weight).sum();
+        if reached + weight < wanted {
+            inside += half;
+            reached += weight;
+        } else if half == 1 {
+            return (inside + 1, reached + weight);
+        } else {
+            outside = inside + half;
+        }
+    }
+    // Rounding can keep the whole row below what was wanted.
+    (inside, reached)
 }
 
 /// The token that `left` falls on when the weights are laid end to end.
@@ -168,7 +195,7 @@ fn exp(x: f32) -> f32 {
     /// Adding it rounds to a whole number, which then stands in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     /// The logarithm of 2 in two parts; products with the first are exact.
-    const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    const LN_2: (f32, f32) = (355.0 / 512.0, -2.121_944_4e-4);
     const EXPONENT_OF_ONE: u32 = 127 << 23;
     let bounded = if x > NEGLIGIBLE { x } else { NEGLIGIBLE };
     let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
@@ -202,6 +229,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_wide_nucleus_is_the_beginning_of_the_sorted_row(
+            weights in proptest::collection::vec(0_u8..9, 1..300),
+            share in 0.0_f64..=1.0,
+        ) {
+            let mut tokens: Vec<(u32, f64)> = (0..).zip(weights.into_iter().map(f64::from)).collect();
+            let mut sorted = tokens.clone();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let wanted = share * sorted.iter().map(|(_, weight)| weight).sum::<f64>();
+            let (count, reached) = nucleus(&sorted, wanted).expect("whole numbers have exact sums");
+            prop_assert_eq!(wide_nucleus(&mut tokens, wanted), (count, reached));
+            tokens.truncate(count);
+            tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            prop_assert_eq!(tokens.as_slice(), &sorted[..count]);
+        }
+
         #[test]
         fn exp_is_exact_to_the_last_places(x in -86.9_f32..0.0) {
             let exact = f64::from(x).exp();

@@ -7,13 +7,22 @@ use super::Tokenizer;
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
     pending: Vec<u8>,
+    shows_control: bool,
 }
 
 impl Detokenizer {
-    /// The text that `id` completes; empty for control tokens and for tokens
-    /// that end inside a character.
+    /// A detokenizer that shows control tokens too.
+    pub fn showing_control() -> Self {
+        Self {
+            shows_control: true,
+            ..Self::default()
+        }
+    }
+
+    /// The text that `id` completes; empty for tokens that end inside a character,
+    /// and for control tokens unless they are shown.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        if !tokenizer.is_control(id) {
+        if self.shows_control || !tokenizer.is_control(id) {
             self.pending.extend_from_slice(tokenizer.token_bytes(id));
         }
         self.take_complete()

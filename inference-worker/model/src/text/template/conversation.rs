@@ -35,6 +35,14 @@ impl ChatMessage {
         Self { fields }
     }
 
+    /// The message with other text.
+    #[must_use]
+    pub fn with_content(mut self, content: impl Into<String>) -> Self {
+        self.fields
+            .insert("content".to_owned(), Value::String(content.into()));
+        self
+    }
+
     /// The message as templates see it: without nulls, and with the reasoning of an
     /// answer under the names that templates know.
     pub(super) fn for_template(&self) -> Map<String, Value> {

@@ -141,7 +141,40 @@ impl Rendered {
         Ok(ids)
     }
 
+    /// The prompt up to the last place where `mark` stands; `None` where it does not
+    /// stand in one piece.
+    pub fn before(mut self, mark: &str) -> Option<Self> {
+        let found = |(text, _): &(String, Special)| text.rfind(mark);
+        let piece = self
+            .pieces
+            .iter()
+            .rposition(|piece| found(piece).is_some())?;
+        let at = found(&self.pieces[piece])?;
+        self.pieces[piece].0.truncate(at);
+        self.pieces.truncate(piece + 1);
+        Some(self)
+    }
+
     fn push(&mut self, text: impl Into<String>, special: Special) {
         self.pieces.push((text.into(), special));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_is_cut_at_the_last_mark() {
+        let mut rendered = Rendered::default();
+        for text in ["a#b", "c#d#e", "f"] {
+            rendered.push(text, Special::Plain);
+        }
+        assert_eq!(
+            rendered.clone().before("#").expect("stands").text(),
+            "a#bc#d"
+        );
+        assert_eq!(rendered.clone().before("a").expect("stands").text(), "");
+        assert_eq!(rendered.before("ef"), None);
     }
 }

@@ -1,0 +1,160 @@
+//! The fields of a body, taken one by one.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::openai::ApiError;
+
+/// The fields of a request that have not been read yet.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self::new(fields)),
+            Ok(_) => Err(ApiError::invalid("the body must be a JSON object")),
+            Err(error) => Err(ApiError::invalid(format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    pub(super) fn new(mut fields: Map<String, Value>) -> Self {
+        // An explicit null means the same as no field.
+        fields.retain(|_, value| !value.is_null());
+        Self(fields)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
+        self.0
+            .remove(name)
+            .map(|value| {
+                serde_json::from_value(value)
+                    .map_err(|error| ApiError::invalid_field(name, &error.to_string()))
+            })
+            .transpose()
+    }
+
+    pub(super) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
+        self.take(name)?
+            .ok_or_else(|| ApiError::invalid_field(name, "is required"))
+    }
+
+    /// A switch that is off unless sent.
+    pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        Ok(self.take(name)?.unwrap_or(false))
+    }
+
+    /// A number in `least..=most`.
+    pub(super) fn number<T>(&mut self, name: &str, least: T, most: T) -> Result<Option<T>, ApiError>
+    where
+        T: DeserializeOwned + PartialOrd + Copy + std::fmt::Display,
+    {
+        match self.take::<T>(name)? {
+            Some(value) if !(least..=most).contains(&value) => Err(ApiError::invalid_field(
+                name,
+                &format!("must be between {least} and {most}, is {value}"),
+            )),
+            other => Ok(other),
+        }
+    }
+
+    /// A list of at most `most` items.
+    pub(super) fn list<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        most: usize,
+    ) -> Result<Vec<T>, ApiError> {
+        if let Some(Value::Array(items)) = self.0.get(name)
+            && items.len() > most
+        {
+            let message = format!("at most {most} items, {} came", items.len());
+            return Err(ApiError::invalid_field(name, &message));
+        }
+        Ok(self.take(name)?.unwrap_or_default())
+    }
+
+    /// Refuses what is left: fields of the API that change nothing at the value
+    /// sent are let through, the others are named.
+    pub(super) fn refuse_rest(self) -> Result<(), ApiError> {
+        for (name, value) in self.0 {
+            let Some(neutral) = neutral_values(&name) else {
+                return Err(ApiError::invalid_field(&name, "is not a field of this API"));
+            };
+            if !neutral.allows(&value) {
+                return Err(ApiError::invalid_field(&name, "is not supported"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values of an unsupported field that ask for nothing.
+enum Neutral {
+    Any,
+    These(Vec<Value>),
+}
+
+impl Neutral {
+    fn allows(&self, value: &Value) -> bool {
+        let Self::These(values) = self else {
+            return true;
+        };
+        values
+            .iter()
+            .any(|neutral| match (neutral.as_f64(), value.as_f64()) {
+                (Some(neutral), Some(value)) => neutral.total_cmp(&value).is_eq(),
+                _ => neutral == value,
+            })
+    }
+}
+
+/// For fields of OpenAI's and vLLM's APIs that are not built in; `None` for other
+/// names.
+fn neutral_values(name: &str) -> Option<Neutral> {
+    let these = |values: Value| match values {
+        Value::Array(values) => Neutral::These(values),
+        other => Neutral::These(vec![other]),
+    };
+    Some(match name {
+        // They name the caller or the bill and never change an answer.
+        "user" | "safety_identifier" | "metadata" | "prompt_cache_key" => Neutral::Any,
+        // Without tools there are no calls, and byte-level vocabularies have no spaces to
+        // add or leave out.
+        "parallel_tool_calls" | "spaces_between_special_tokens" => these(json!([true, false])),
+        "echo" | "store" | "use_beam_search" | "early_stopping" => these(json!([false])),
+        "tools" | "functions" | "bad_words" | "logits_processors" => {
+            Neutral::These(vec![json!([])])
+        }
+        "tool_choice" | "function_call" => these(json!(["none", "auto"])),
+        "response_format" => these(json!([{"type": "text"}])),
+        "service_tier" => these(json!(["auto", "default"])),
+        "modalities" => Neutral::These(vec![json!(["text"])]),
+        "suffix" => these(json!([""])),
+        "length_penalty" => these(json!([1])),
+        "include_reasoning" => these(json!([true])),
+        "audio"
+        | "prediction"
+        | "reasoning_effort"
+        | "verbosity"
+        | "web_search_options"
+        | "guided_json"
+        | "guided_regex"
+        | "guided_choice"
+        | "guided_grammar"
+        | "guided_decoding_backend"
+        | "guided_whitespace_pattern"
+        | "structured_outputs"
+        | "allowed_token_ids"
+        | "prompt_logprobs"
+        | "prompt_embeds"
+        | "chat_template"
+        | "mm_processor_kwargs"
+        | "kv_transfer_params"
+        | "request_id"
+        | "vllm_xargs" => Neutral::These(Vec::new()),
+        _ => return None,
+    })
+}

@@ -1,0 +1,167 @@
+//! One answer on its way: what the engine says becomes pieces of text.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use futures::Stream;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::group_failed;
+use super::writer::{Writer, Written};
+use crate::engine::{Generation, GenerationEvent};
+use crate::metrics::Metrics;
+use crate::openai::ApiError;
+use crate::openai::response::Piece;
+use crate::scheduler::{Finish, Refusal};
+
+/// What an answer does next.
+#[derive(Debug)]
+pub(super) enum ChoiceEvent {
+    /// More of it.
+    Piece(Piece),
+    /// The end.
+    Finished(Ended),
+    /// It cannot be completed.
+    Failed(ApiError),
+}
+
+/// How an answer ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) reason: Finish,
+    /// Tokens of the answer.
+    pub(super) tokens: usize,
+    /// Tokens of its prompt that did not have to be computed.
+    pub(super) cached_tokens: usize,
+}
+
+/// An answer on its way: a stream of its place among the answers of the request and
+/// what it does next. Dropping it cancels it.
+#[derive(Debug)]
+pub(super) struct Choice {
+    index: usize,
+    /// `None` once the answer is over.
+    generation: Option<Generation>,
+    writer: Writer,
+    ending: Option<Finish>,
+    tokens: usize,
+    cached_tokens: usize,
+    metrics: Arc<Metrics>,
+    /// The field to blame when the prompt is too long.
+    prompt_field: &'static str,
+    begun: Instant,
+    last_token: Instant,
+    /// Held until the answer is over.
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What a [`Choice`] is made of besides its generation.
+pub(super) struct ChoiceParts {
+    pub(super) index: usize,
+    pub(super) writer: Writer,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) prompt_field: &'static str,
+    pub(super) begun: Instant,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl Choice {
+    pub(super) fn new(generation: Generation, parts: ChoiceParts) -> Self {
+        Self {
+            index: parts.index,
+            generation: Some(generation),
+            writer: parts.writer,
+            ending: None,
+            tokens: 0,
+            cached_tokens: 0,
+            metrics: parts.metrics,
+            prompt_field: parts.prompt_field,
+            begun: parts.begun,
+            last_token: parts.begun,
+            _permit: parts.permit,
+        }
+    }
+
+    /// Takes what the engine said.
+    fn take(&mut self, event: Option<GenerationEvent>) -> Result<Piece, ApiError> {
+        let (written, reason) = match event {
+            Some(GenerationEvent::Token { token, logprobs }) => {
+                let now = Instant::now();
+                self.metrics
+                    .token(self.tokens == 0, now.duration_since(self.last_token));
+                self.last_token = now;
+                self.tokens += 1;
+                (self.writer.push(token, logprobs), None)
+            }
+            Some(GenerationEvent::Finished {
+                reason,
+                cached_tokens,
+            }) => {
+                self.cached_tokens = cached_tokens as usize;
+                (self.writer.finish(), Some(reason))
+            }
+            Some(GenerationEvent::Refused(refusal)) => return Err(self.refused(&refusal)),
+            Some(GenerationEvent::Failed(message)) => {
+                return Err(ApiError::failed(message, "generation_failed"));
+            }
+            Some(GenerationEvent::GroupFailed(report)) => return Err(group_failed(&report)),
+            None => {
+                return Err(ApiError::unavailable(
+                    "this worker is shutting down and did not finish the answer",
+                ));
+            }
+        };
+        let Written { piece, stopped } = written;
+        self.ending = if stopped { Some(Finish::Stop) } else { reason };
+        if self.ending.is_some() {
+            // Cancels what the engine may still compute.
+            self.generation = None;
+        }
+        Ok(piece)
+    }
+
+    fn refused(&self, refusal: &Refusal) -> ApiError {
+        match refusal {
+            Refusal::QueueFull { .. } | Refusal::QueueTokens { .. } => {
+                ApiError::overloaded(refusal.to_string())
+            }
+            Refusal::Length { .. } => {
+                ApiError::context_length(self.prompt_field, refusal.to_string())
+            }
+        }
+    }
+}
+
+impl Stream for Choice {
+    type Item = (usize, ChoiceEvent);
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(reason) = this.ending.take() {
+                this.metrics.finished(reason, this.begun.elapsed());
+                let ended = Ended {
+                    reason,
+                    tokens: this.tokens,
+                    cached_tokens: this.cached_tokens,
+                };
+                return Poll::Ready(Some((this.index, ChoiceEvent::Finished(ended))));
+            }
+            let Some(generation) = &mut this.generation else {
+                return Poll::Ready(None);
+            };
+            let said = ready!(generation.poll_next(context));
+            let event = match this.take(said) {
+                Ok(piece) if piece.text.is_empty() && piece.tokens.is_empty() => continue,
+                Ok(piece) => ChoiceEvent::Piece(piece),
+                Err(error) => {
+                    this.generation = None;
+                    ChoiceEvent::Failed(error)
+                }
+            };
+            return Poll::Ready(Some((this.index, event)));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The API port: HTTP/1.1 within bounds that a hostile client cannot pass.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections that are open at once; more wait until one closes.
+const MAX_CONNECTIONS: usize = 1024;
+/// How long a client may take to send a request's header, and how long a connection
+/// may stay open without one.
+const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// Longest header, in bytes.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+/// Pause after a failure to accept, which is mostly a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+
+/// Bounds of a port.
+#[derive(Clone, Copy, Debug)]
+pub struct PortLimits {
+    /// Connections that are open at once; more wait until one closes.
+    pub connections: usize,
+    /// How long a client may take to send a request's header.
+    pub header_deadline: Duration,
+}
+
+impl Default for PortLimits {
+    fn default() -> Self {
+        Self {
+            connections: MAX_CONNECTIONS,
+            header_deadline: HEADER_DEADLINE,
+        }
+    }
+}
+
+/// Answers the connections of `listener` until `closing`, then lets those that are
+/// open finish what they were asked.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    closing: CancellationToken,
+    limits: PortLimits,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let open = TaskTracker::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(limits.header_deadline)
+        .max_buf_size(MAX_HEADER_BYTES);
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            () = closing.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let connection = carry(http.clone(), stream, routes.clone(), closing.clone());
+        open.spawn(async move {
+            let _place = place;
+            connection.await;
+        });
+    }
+    open.close();
+    open.wait().await;
+}
+
+async fn carry(
+    http: http1::Builder,
+    stream: TcpStream,
+    routes: Router,
+    closing: CancellationToken,
+) {
+    // Tokens are small and must not wait for each other.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection delays small packets");
+    }
+    let service = TowerToHyperService::new(routes);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}

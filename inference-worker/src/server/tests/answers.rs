@@ -1,0 +1,359 @@
+use super::*;
+use crate::scheduler::Refusal;
+
+fn hello(tokenizer: &Tokenizer, submit: &Submit) -> Vec<FromEngine> {
+    say(tokenizer, submit, "Hé END x")
+}
+
+/// Each sequence says its own number.
+fn numbered(tokenizer: &Tokenizer, submit: &Submit) -> Vec<FromEngine> {
+    say(tokenizer, submit, &format!("a{}z", submit.id))
+}
+
+fn nothing(_: &Tokenizer, _: &Submit) -> Vec<FromEngine> {
+    Vec::new()
+}
+
+fn contents(reply: &Reply, field: &str) -> Vec<String> {
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let body = reply.json();
+    let choices = body["choices"].as_array().expect("choices");
+    let texts = choices.iter().enumerate().map(|(index, choice)| {
+        assert_eq!(choice["index"], index);
+        choice
+            .pointer(field)
+            .expect("a text")
+            .as_str()
+            .expect("a text")
+            .to_owned()
+    });
+    texts.collect()
+}
+
+#[tokio::test]
+async fn every_choice_is_a_sequence_of_its_own() {
+    let mut api = Api::start(3, numbered).await;
+    let reply = api
+        .chat(json!({"n": 3, "seed": 5, "priority": 2, "cache_salt": "s"}))
+        .await;
+    assert_eq!(contents(&reply, "/message/content"), ["a0z", "a1z", "a2z"]);
+    for choice in 0..3 {
+        let submit = api.next_submit().await;
+        assert_eq!(submit.sampling.seed, 5 + choice);
+        assert_eq!(
+            (submit.priority, submit.cache_salt.as_deref()),
+            (2, Some("s"))
+        );
+        assert_eq!(submit.stop_ids, api.tokenizer.eos_ids());
+    }
+    let usage = &reply.json()["usage"];
+    assert_eq!(usage["completion_tokens"], 9);
+    let prompt = api
+        .encode("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+        .len();
+    assert_eq!(usage["prompt_tokens"], prompt);
+    assert_eq!(usage["total_tokens"], prompt + 9);
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 2);
+}
+
+#[tokio::test]
+async fn a_batch_of_prompts_is_answered_in_order_and_echoed() {
+    let mut api = Api::start(4, numbered).await;
+    let prompts = json!([api.encode("the <|im_end|>"), api.encode("in")]);
+    let change = json!({
+        "prompt": prompts, "n": 2, "echo": true, "return_token_ids": true, "max_tokens": 5,
+        "ignore_eos": true, "stop_token_ids": [7], "min_tokens": 1, "temperature": 0.5,
+    });
+    let reply = api.completion(change).await;
+    assert_eq!(
+        contents(&reply, "/text"),
+        ["the a0z", "the a1z", "ina2z", "ina3z"]
+    );
+    let body = reply.json();
+    assert_eq!(body["choices"][3]["prompt_token_ids"], prompts[1]);
+    assert_eq!(body["choices"][3]["token_ids"], json!(api.encode("a3z")));
+    assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+    let submit = api.next_submit().await;
+    assert_eq!((submit.stop_ids, submit.max_new_tokens), (vec![7], 5));
+    assert_eq!(
+        (submit.sampling.end_ids, submit.sampling.min_tokens),
+        (vec![7], 1)
+    );
+    let all = api
+        .completion(json!({"prompt": ["in", "the", "a", "b"], "echo": true}))
+        .await;
+    assert_eq!(contents(&all, "/text"), ["ina4z", "thea5z", "aa6z", "ba7z"]);
+}
+
+#[tokio::test]
+async fn streams_interleave_choices_and_end_with_the_counts() {
+    let api = Api::start(2, numbered).await;
+    let options = json!({"n": 2, "stream": true, "stream_options": {"include_usage": true}});
+    let events = api.chat(options).await.events();
+    let (usage, events) = events.split_last().expect("events");
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(usage["usage"]["completion_tokens"], 6);
+    assert!(events.iter().all(|event| event["usage"].is_null()));
+    let of = |index: usize| {
+        let of_choice = events
+            .iter()
+            .map(|event| &event["choices"][0])
+            .filter(move |choice| choice["index"] == index);
+        of_choice.collect::<Vec<_>>()
+    };
+    for index in 0..2 {
+        let chunks = of(index);
+        assert_eq!(chunks[0]["delta"]["role"], "assistant");
+        let text: String = chunks
+            .iter()
+            .filter_map(|choice| choice["delta"]["content"].as_str())
+            .collect();
+        assert_eq!(text, format!("a{index}z"));
+        let last = chunks.last().expect("chunks");
+        assert_eq!(last["finish_reason"], "stop");
+        assert!(
+            chunks[..chunks.len() - 1]
+                .iter()
+                .all(|choice| choice["finish_reason"].is_null())
+        );
+    }
+    let order: Vec<u64> = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["index"].as_u64())
+        .collect();
+    assert!(!order.is_sorted(), "one after the other: {order:?}");
+}
+
+#[tokio::test]
+async fn completions_stream_their_echo_and_ids_first() {
+    let api = Api::start(1, numbered).await;
+    let options = json!({"stream": true, "echo": true, "return_token_ids": true});
+    let events = api.completion(options).await.events();
+    let first = &events[0]["choices"][0];
+    assert_eq!(first["prompt_token_ids"], json!(api.encode("hi")));
+    assert_eq!(events[1]["choices"][0]["text"], "hi");
+    let ids: Vec<Value> = events
+        .iter()
+        .flat_map(|event| {
+            event["choices"][0]["token_ids"]
+                .as_array()
+                .expect("ids")
+                .clone()
+        })
+        .collect();
+    assert_eq!(json!(ids), json!(api.encode("a0z")));
+}
+
+#[tokio::test]
+async fn logprobs_have_the_shape_of_each_endpoint() {
+    let api = Api::start(1, hello).await;
+    let chat = api
+        .chat(json!({"logprobs": true, "top_logprobs": 1}))
+        .await
+        .json();
+    let content = chat["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .expect("content");
+    let tokens: Vec<_> = content
+        .iter()
+        .map(|entry| entry["token"].as_str())
+        .collect();
+    let halves = Some("\u{FFFD}");
+    assert_eq!(tokens[..3], [Some("H"), halves, halves]);
+    assert_eq!(content[1]["bytes"], json!(["é".as_bytes()[0]]));
+    assert_eq!(
+        content[0]["top_logprobs"],
+        json!([{"token": "H", "logprob": -0.5, "bytes": [72]}])
+    );
+    let plain = api.chat(json!({"logprobs": true})).await.json();
+    assert_eq!(
+        plain["choices"][0]["logprobs"]["content"][0]["top_logprobs"],
+        json!([])
+    );
+
+    let asked = json!({"logprobs": 2, "return_tokens_as_token_ids": true});
+    let text = api.completion(asked).await.json();
+    let logprobs = &text["choices"][0]["logprobs"];
+    let h = api.encode("H")[0];
+    assert_eq!(logprobs["tokens"][0], format!("token_id:{h}"));
+    assert_eq!(logprobs["token_logprobs"][0], -0.5);
+    assert_eq!(
+        logprobs["top_logprobs"][0],
+        json!({format!("token_id:{h}"): -0.5, "token_id:0": -1.5})
+    );
+    assert_eq!(
+        logprobs["text_offset"].as_array().expect("offsets")[..4],
+        [0, 1, 1, 2]
+    );
+    let streamed = api
+        .completion(json!({"logprobs": 0, "stream": true}))
+        .await
+        .events();
+    let told: Vec<Value> = streamed
+        .iter()
+        .filter_map(|event| {
+            event["choices"][0]["logprobs"]["tokens"]
+                .as_array()
+                .cloned()
+        })
+        .flatten()
+        .collect();
+    assert_eq!(json!(told), plain_tokens(&plain));
+}
+
+/// The tokens of a chat's logprobs.
+fn plain_tokens(body: &Value) -> Value {
+    let content = body["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .expect("content");
+    content.iter().map(|entry| entry["token"].clone()).collect()
+}
+
+#[tokio::test]
+async fn stop_strings_span_tokens() {
+    let api = Api::start(1, hello).await;
+    let reply = api.completion(json!({"stop": ["END", "x"]})).await;
+    assert_eq!(contents(&reply, "/text"), ["Hé "]);
+    assert_eq!(reply.json()["choices"][0]["finish_reason"], "stop");
+    let reply = api
+        .completion(json!({"stop": "END", "include_stop_str_in_output": true}))
+        .await;
+    assert_eq!(contents(&reply, "/text"), ["Hé END"]);
+    // H and the first half of é are the two tokens in which nothing stops.
+    let reply = api
+        .completion(json!({"stop": ["H", "D"], "min_tokens": 2}))
+        .await;
+    assert_eq!(contents(&reply, "/text"), ["Hé EN"]);
+    let streamed = api
+        .completion(json!({"stop": "END", "stream": true}))
+        .await
+        .events();
+    let text: String = streamed
+        .iter()
+        .filter_map(|event| event["choices"][0]["text"].as_str())
+        .collect();
+    assert_eq!(text, "Hé ");
+}
+
+#[tokio::test]
+async fn a_choice_that_stops_is_cancelled_while_others_go_on() {
+    let endless = |tokenizer: &Tokenizer, submit: &Submit| {
+        let mut says = say(tokenizer, submit, &format!("a {} b", submit.id));
+        says.pop();
+        says
+    };
+    let mut api = Api::start(2, endless).await;
+    let body = json!({"model": "m", "prompt": "hi", "n": 2, "stop": "1", "stream": true});
+    let _stream = api
+        .open("/v1/completions", body.to_string().as_bytes())
+        .await;
+    api.next_submit().await;
+    let id = api.next_submit().await.id;
+    assert_eq!(api.next().await, ToEngine::Cancel { id });
+    assert!(api.heard.try_recv().is_err(), "the other goes on");
+}
+
+#[tokio::test]
+async fn control_tokens_are_shown_on_demand() {
+    let api = Api::start(1, |tokenizer, submit| {
+        say(tokenizer, submit, "a<|im_start|>b")
+    })
+    .await;
+    assert_eq!(contents(&api.completion(json!({})).await, "/text"), ["ab"]);
+    let shown = api.completion(json!({"skip_special_tokens": false})).await;
+    assert_eq!(contents(&shown, "/text"), ["a<|im_start|>b"]);
+}
+
+#[tokio::test]
+async fn prompts_are_written_as_asked() {
+    let mut api = Api::start(1, numbered).await;
+    let messages = json!([
+        {"role": "developer", "content": "s"},
+        {"role": "assistant", "content": " yes "},
+    ]);
+    let cases = [
+        (
+            json!({"continue_final_message": true}),
+            "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\n yes ",
+        ),
+        (
+            json!({"add_generation_prompt": false}),
+            "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\n yes <|im_end|>\n",
+        ),
+    ];
+    for (change, expected) in cases {
+        let change = changed(change, json!({"messages": messages}));
+        assert_eq!(api.chat(change).await.status, 200);
+        assert_eq!(api.next_submit().await.tokens, api.encode(expected));
+    }
+    let change = json!({"prompt": "a b c", "truncate_prompt_tokens": 2, "echo": true});
+    assert_eq!(contents(&api.completion(change).await, "/text"), [" ca2z"]);
+    assert_eq!(api.next_submit().await.tokens, api.encode(" c"));
+}
+
+#[tokio::test]
+async fn one_choice_that_fails_fails_the_request() {
+    let script = |tokenizer: &Tokenizer, submit: &Submit| match submit.id {
+        1 => vec![FromEngine::Refused {
+            id: 1,
+            refusal: Refusal::QueueFull { waiting: 9 },
+        }],
+        _ => say(tokenizer, submit, "long"),
+    };
+    let api = Api::start(2, script).await;
+    let reply = api.chat(json!({"n": 2})).await;
+    assert_eq!(
+        (reply.status, reply.json()["error"]["code"].as_str()),
+        (429, Some("rate_limit_exceeded"))
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_all_its_places() {
+    let mut api = Api::start(1, nothing).await;
+    let body = json!({"model": "m", "prompt": "hi", "n": PLACES, "stream": true}).to_string();
+    let stream = api.open("/v1/completions", body.as_bytes()).await;
+    let mut open = Vec::new();
+    for _ in 0..PLACES {
+        open.push(api.next_submit().await.id);
+    }
+    assert_eq!(api.completion(json!({})).await.status, 429);
+    drop(stream);
+    for _ in 0..PLACES {
+        let ToEngine::Cancel { id } = api.next().await else {
+            panic!("no cancel")
+        };
+        open.retain(|known| *known != id);
+    }
+    assert!(open.is_empty());
+    let body = json!({"model": "m", "prompt": "hi", "n": PLACES}).to_string();
+    let _stream = api.open("/v1/completions", body.as_bytes()).await;
+    api.next_submit().await;
+}
+
+#[tokio::test]
+async fn more_than_can_ever_be_computed_is_refused() {
+    let api = Api::start(1, numbered).await;
+    assert_eq!(api.chat(json!({"n": PLACES + 1})).await.field(), "n");
+    let prompts = vec!["x"; PLACES + 1];
+    assert_eq!(
+        api.completion(json!({"prompt": prompts})).await.field(),
+        "prompt"
+    );
+    assert_eq!(
+        api.completion(json!({"prompt": ""})).await.field(),
+        "prompt"
+    );
+    let beyond = api.tokenizer.vocab_size();
+    for (field, value) in [
+        ("prompt", json!([beyond])),
+        ("stop_token_ids", json!([beyond])),
+        ("logit_bias", json!({beyond.to_string(): 1})),
+    ] {
+        let mut change = json!({});
+        change[field] = value;
+        assert_eq!(api.completion(change).await.field(), field);
+    }
+    let reply = api.chat(json!({"model": "other"})).await;
+    assert_eq!(reply.status, 404);
+}
