@@ -57,10 +57,10 @@ impl StopMatcher {
     fn longest_beginning(&self) -> usize {
         self.stops
             .iter()
-            .flat_map(|stop| {
-                stop.char_indices()
-                    .map(|(at, _)| at)
-                    .filter(|&len| len > 0 && self.held.ends_with(&stop[..len]))
+            .filter_map(|stop| {
+                (1..stop.len().min(self.held.len() + 1))
+                    .rev()
+                    .find(|&len| stop.is_char_boundary(len) && self.held.ends_with(&stop[..len]))
             })
             .max()
             .unwrap_or(0)

@@ -1,34 +1,51 @@
 //! The fields of a body, taken one by one.
 
-use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde::de::{DeserializeOwned, DeserializeSeed};
+use serde_json::{Value, json};
 
+use super::Prompt;
+use super::json::Read;
 use crate::openai::ApiError;
 
 /// The fields of a request that have not been read yet.
-pub(super) struct Fields(Map<String, Value>);
+pub(super) struct Fields(Read);
 
 impl Fields {
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => Ok(Self::new(fields)),
-            Ok(_) => Err(ApiError::invalid("the body must be a JSON object")),
-            Err(error) => Err(ApiError::invalid(format!("the body is not JSON: {error}"))),
+        let mut read = Read::default();
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let parsed = read.deserialize(&mut json).and_then(|()| json.end());
+        match (parsed, read.current.take()) {
+            (Ok(()), _) => Ok(Self(read)),
+            (Err(error), Some(field)) if error.is_data() => {
+                Err(ApiError::invalid_field(&field, &error.to_string()))
+            }
+            (Err(error), None) if error.is_data() => {
+                Err(ApiError::invalid(format!("the body is wrong: {error}")))
+            }
+            (Err(error), _) => Err(ApiError::invalid(format!("the body is not JSON: {error}"))),
         }
     }
 
-    pub(super) fn new(mut fields: Map<String, Value>) -> Self {
-        // An explicit null means the same as no field.
-        fields.retain(|_, value| !value.is_null());
-        Self(fields)
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.fields.contains_key(name)
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
+    /// The field `prompt`.
+    pub(super) fn prompts(&mut self) -> Result<Vec<Prompt>, ApiError> {
+        let prompts = self.0.prompts.take();
+        prompts.ok_or_else(|| ApiError::invalid_field("prompt", "is required"))
+    }
+
+    /// The field `tokens`.
+    pub(super) fn tokens(&mut self) -> Result<Vec<u32>, ApiError> {
+        let tokens = self.0.tokens.take();
+        tokens.ok_or_else(|| ApiError::invalid_field("tokens", "is required"))
     }
 
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>, ApiError> {
         self.0
+            .fields
             .remove(name)
             .map(|value| {
                 serde_json::from_value(value)
@@ -67,7 +84,7 @@ impl Fields {
         name: &str,
         most: usize,
     ) -> Result<Vec<T>, ApiError> {
-        if let Some(Value::Array(items)) = self.0.get(name)
+        if let Some(Value::Array(items)) = self.0.fields.get(name)
             && items.len() > most
         {
             let message = format!("at most {most} items, {} came", items.len());
@@ -79,7 +96,15 @@ impl Fields {
     /// Refuses what is left: fields of the API that change nothing at the value
     /// sent are let through, the others are named.
     pub(super) fn refuse_rest(self) -> Result<(), ApiError> {
-        for (name, value) in self.0 {
+        for (name, left) in [
+            ("prompt", self.0.prompts.is_some()),
+            ("tokens", self.0.tokens.is_some()),
+        ] {
+            if left {
+                return Err(ApiError::invalid_field(name, "is not a field of this API"));
+            }
+        }
+        for (name, value) in self.0.fields {
             let Some(neutral) = neutral_values(&name) else {
                 return Err(ApiError::invalid_field(&name, "is not a field of this API"));
             };

@@ -1,6 +1,7 @@
 //! What clients send, checked. Every field is honoured or refused by name.
 
 mod fields;
+mod json;
 mod messages;
 mod parts;
 #[cfg(test)]
@@ -180,8 +181,8 @@ impl ValidRequest {
         let mut fields = Fields::parse(body)?;
         let prompt = Prompt::Chat(messages::read(fields.required("messages")?)?);
         let template = TemplateOptions::read(&mut fields)?;
-        let newer: Option<u32> = fields.take("max_completion_tokens")?;
-        let older: Option<u32> = fields.take("max_tokens")?;
+        let newer = fields.number("max_completion_tokens", 1, u32::MAX)?;
+        let older = fields.number("max_tokens", 1, u32::MAX)?;
         if newer.is_some() && older.is_some() && newer != older {
             return Err(ApiError::invalid_field(
                 "max_tokens",
@@ -202,8 +203,9 @@ impl ValidRequest {
     /// As [`ValidRequest::chat`].
     pub fn completion(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let prompts = parts::prompts(fields.required("prompt")?)?;
-        let max_tokens = fields.take("max_tokens")?.unwrap_or(COMPLETION_TOKENS);
+        let prompts = fields.prompts()?;
+        let max_tokens = fields.number("max_tokens", 1, u32::MAX)?;
+        let max_tokens = max_tokens.unwrap_or(COMPLETION_TOKENS);
         let mut request = Self::read(&mut fields, prompts, Some(max_tokens))?;
         request.adds_lead = fields.take("add_special_tokens")?.unwrap_or(true);
         request.shown.echo = fields.flag("echo")?;
@@ -224,9 +226,6 @@ impl ValidRequest {
         prompts: Vec<Prompt>,
         max_tokens: Option<u32>,
     ) -> Result<Self, ApiError> {
-        if max_tokens == Some(0) {
-            return Err(ApiError::invalid_field("max_tokens", "must be at least 1"));
-        }
         let sampling = parts::sampling(fields)?;
         if max_tokens.is_some_and(|most| sampling.min_tokens > most) {
             return Err(ApiError::invalid_field(

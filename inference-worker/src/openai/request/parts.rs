@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{Ending, Prompt, Shown};
+use super::{Ending, Shown};
 use crate::openai::ApiError;
 
 /// Most stop strings of a request.
@@ -18,8 +18,6 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_STOP_IDS: usize = 128;
 /// Most tokens with a bias.
 const MAX_BIASED: usize = 1024;
-/// Most prompts of a request.
-const MAX_PROMPTS: usize = 1024;
 /// Most alternatives that are told of one token.
 pub(super) const MAX_TOP_LOGPROBS: u32 = 20;
 
@@ -147,41 +145,4 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<StreamOptions, Ap
         }
     }
     Ok(options)
-}
-
-/// The prompts of a completion.
-pub(super) fn prompts(prompt: Value) -> Result<Vec<Prompt>, ApiError> {
-    let refused = |message: &str| ApiError::invalid_field("prompt", message);
-    let items = match prompt {
-        Value::String(text) => return Ok(vec![Prompt::Text(text)]),
-        Value::Array(items) => items,
-        _ => {
-            return Err(refused(
-                "must be a string, a list of token ids, or a list of these",
-            ));
-        }
-    };
-    match items.first() {
-        None => Err(refused("is empty")),
-        Some(Value::Number(_)) => Ok(vec![Prompt::Tokens(token_ids(Value::Array(items))?)]),
-        Some(_) if items.len() > MAX_PROMPTS => Err(refused(&format!(
-            "at most {MAX_PROMPTS} prompts, {} came",
-            items.len()
-        ))),
-        Some(_) => items
-            .into_iter()
-            .map(|item| match item {
-                Value::String(text) => Ok(Prompt::Text(text)),
-                list @ Value::Array(_) => token_ids(list).map(Prompt::Tokens),
-                _ => Err(refused(
-                    "each prompt must be a string or a list of token ids",
-                )),
-            })
-            .collect(),
-    }
-}
-
-fn token_ids(list: Value) -> Result<Vec<u32>, ApiError> {
-    serde_json::from_value(list)
-        .map_err(|_other| ApiError::invalid_field("prompt", "token ids must be whole numbers"))
 }

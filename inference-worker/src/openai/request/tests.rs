@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use serde_json::json;
 
 fn chat(mut change: Value) -> Result<ValidRequest, ApiError> {
@@ -140,6 +141,7 @@ fn fields_out_of_range_are_named() {
         sent("logit_bias", json!([1])),
         sent("max_tokens", json!(0)),
         sent("max_tokens", json!(-1)),
+        sent("max_completion_tokens", json!(0)),
         sent("min_tokens", json!(-1)),
     ] {
         assert_eq!(refused(change), field);
@@ -283,7 +285,8 @@ fn tokenizing_takes_a_prompt_or_messages() {
     assert!(!chat.expect("valid").template.add_generation_prompt);
     for (body, field) in [
         (json!({}), "prompt"),
-        (json!({"prompt": ["x"]}), "prompt"),
+        (json!({"prompt": ["x", "y"]}), "prompt"),
+        (json!({"prompt": [1]}), "prompt"),
         (json!({"prompt": "x", "messages": message}), "prompt"),
         (
             json!({"prompt": "x", "add_generation_prompt": true}),
@@ -345,5 +348,116 @@ fn prompts_are_texts_or_tokens_or_lists_of_them() {
     ] {
         let error = prompts(bad).expect_err("refused");
         assert_eq!(error.param.as_deref(), Some("prompt"));
+    }
+}
+
+#[test]
+fn trees_of_values_are_bounded() {
+    let many = |count: usize| json!({"chat_template_kwargs": {"x": vec![0; count]}});
+    assert!(chat(many(1000)).is_ok());
+    assert_eq!(refused(many(70_000)), "chat_template_kwargs");
+    // Lists of tokens are no trees.
+    assert!(completion(json!({"prompt": vec![0; 70_000]})).is_ok());
+}
+
+/// Names of fields, with some that there are not.
+const NAMES: [&str; 40] = [
+    "model",
+    "messages",
+    "prompt",
+    "tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "min_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "best_of",
+    "logprobs",
+    "top_logprobs",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "stream",
+    "stream_options",
+    "echo",
+    "priority",
+    "cache_salt",
+    "add_generation_prompt",
+    "continue_final_message",
+    "skip_special_tokens",
+    "return_token_ids",
+    "truncate_prompt_tokens",
+    "chat_template_kwargs",
+    "documents",
+    "response_format",
+    "tools",
+    "add_special_tokens",
+    "nonsense",
+];
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        (-3_i64..3).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-z\u{0}é]{0,4}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            proptest::collection::hash_map("[a-z]{0,3}|role|content|text", inner, 0..3)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// Whatever is sent, a refusal names one of the fields that were sent or are missing.
+    #[test]
+    fn refusals_name_a_field(
+        fields in proptest::collection::vec((proptest::sample::select(&NAMES[..]), any_json()), 0..3),
+    ) {
+        for path in 0..4 {
+            let mut body = json!({"model": "m"});
+            let needed = ["messages", "prompt", "prompt", "tokens"][path];
+            body[needed] = match path {
+                0 => json!([{"role": "user", "content": "x"}]),
+                3 => json!([1]),
+                _ => json!("x"),
+            };
+            for (name, value) in &fields {
+                body[*name] = value.clone();
+            }
+            let text = body.to_string();
+            let error = match path {
+                0 => ValidRequest::chat(text.as_bytes()).err(),
+                1 => ValidRequest::completion(text.as_bytes()).err(),
+                2 => TokenizeRequest::read(text.as_bytes()).err(),
+                _ => DetokenizeRequest::read(text.as_bytes(), 4).err(),
+            };
+            if let Some(error) = error {
+                prop_assert_eq!(error.status, 400);
+                let param = error.param.clone().unwrap_or_default();
+                let field = param.split(['[', '.']).next().unwrap_or_default();
+                prop_assert!(body.get(field).is_some(), "{} of {}", error, text);
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let error = ValidRequest::chat(&body).expect_err("no request");
+        prop_assert_eq!(error.status, 400);
     }
 }

@@ -33,7 +33,11 @@ impl TokenizeRequest {
             Prompt::Chat(messages::read(fields.required("messages")?)?)
         } else {
             adds_lead = fields.take("add_special_tokens")?.unwrap_or(true);
-            Prompt::Text(fields.required("prompt")?)
+            let mut prompts = fields.prompts()?;
+            match (prompts.len(), prompts.pop()) {
+                (1, Some(text @ Prompt::Text(_))) => text,
+                _ => return Err(ApiError::invalid_field("prompt", "must be a string")),
+            }
         };
         let request = Self {
             model: fields.take("model")?,
@@ -63,12 +67,14 @@ impl DetokenizeRequest {
     /// As [`TokenizeRequest::read`].
     pub fn read(body: &[u8], most: usize) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        if !fields.has("tokens") {
-            return Err(ApiError::invalid_field("tokens", "is required"));
+        let tokens = fields.tokens()?;
+        if tokens.len() > most {
+            let message = format!("at most {most} tokens, {} came", tokens.len());
+            return Err(ApiError::invalid_field("tokens", &message));
         }
         let request = Self {
             model: fields.take("model")?,
-            tokens: fields.list("tokens", most)?,
+            tokens,
         };
         fields.refuse_rest()?;
         Ok(request)

@@ -115,14 +115,20 @@ async fn headers_come_in_time_or_not_at_all() {
         ..PortLimits::default()
     };
     let api = api(limits).await;
-    let mut stream = api.connect().await;
-    stream
-        .write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost:")
-        .await
-        .expect("writes");
-    let mut rest = Vec::new();
-    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
-    ended.expect("in time").expect("closed");
+    let whole = b"GET /version HTTP/1.1\r\nhost: m\r\n\r\n".as_slice();
+    // Silent, slow, and silent after an answer.
+    for sent in [
+        b"".as_slice(),
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost:",
+        whole,
+    ] {
+        let mut stream = api.connect().await;
+        stream.write_all(sent).await.expect("writes");
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+        ended.expect("in time").expect("closed");
+        assert_eq!(rest.starts_with(b"HTTP/1.1 200"), sent == whole);
+    }
     let mut long = api.connect().await;
     let head = format!(
         "GET /version HTTP/1.0\r\nx: {}\r\n\r\n",
