@@ -19,5 +19,6 @@ pub mod rank;
 pub mod scheduler;
 pub mod server;
 pub mod shard;
+pub mod structured;
 pub mod supervisor;
 pub mod telemetry;
