@@ -22,3 +22,4 @@ pub mod shard;
 pub mod structured;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tools;
