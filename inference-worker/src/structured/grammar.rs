@@ -12,6 +12,8 @@ use crate::openai::ApiError;
 
 /// Most bytes of a schema, a regular expression, a grammar or all choices.
 pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
+/// Most bytes of the grammar of calls, which holds the schemas of all tools.
+pub(crate) const MAX_CALLS_BYTES: usize = 1 << 20;
 /// Most texts to choose from.
 const MAX_CHOICES: usize = 1024;
 /// White space between the words of JSON. Without a bound a model that is at a loss
@@ -33,6 +35,8 @@ pub enum Grammar {
     Lark(String),
     /// One of these texts.
     Choice(Vec<String>),
+    /// Calls of tools, by a grammar that `required_calls` makes.
+    Calls(String),
 }
 
 impl Grammar {
@@ -71,6 +75,10 @@ impl Grammar {
                 bounded(regex.len())?;
                 regex_source(regex)
             }
+            Self::Calls(text) => {
+                at_most(text.len(), MAX_CALLS_BYTES)?;
+                Ok(TopLevelGrammar::from_lark(text.clone()))
+            }
             Self::Lark(text) => {
                 bounded(text.len())?;
                 if text.trim().is_empty() {
@@ -87,11 +95,12 @@ impl Grammar {
 }
 
 fn bounded(bytes: usize) -> Result<(), GrammarError> {
-    if bytes > MAX_GRAMMAR_BYTES {
-        return Err(GrammarError::TooLong {
-            bytes,
-            limit: MAX_GRAMMAR_BYTES,
-        });
+    at_most(bytes, MAX_GRAMMAR_BYTES)
+}
+
+fn at_most(bytes: usize, limit: usize) -> Result<(), GrammarError> {
+    if bytes > limit {
+        return Err(GrammarError::TooLong { bytes, limit });
     }
     Ok(())
 }

@@ -15,6 +15,10 @@ mod vocabulary;
 #[cfg(test)]
 mod walks;
 
+pub(crate) use grammar::{MAX_CALLS_BYTES, quoted, with_options};
+#[cfg(test)]
+pub(crate) use walks::{Walk, tokenizers};
+
 pub use constraint::{Constraint, allows};
 pub use error::{ConstraintError, GrammarError, VocabularyError};
 pub use grammar::{Grammar, MAX_GRAMMAR_BYTES};

@@ -10,6 +10,7 @@ mod json;
 mod literal;
 mod markers;
 mod pythonic;
+mod required;
 mod scanner;
 mod stream;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod tool;
 
 pub use delta::ToolDelta;
 pub use format::{MARKERS, ToolFormat};
+pub use required::{RequiredCall, required_calls};
 pub use stream::ToolStream;
 pub use tool::Tool;
 
