@@ -21,5 +21,7 @@ pub mod replay;
 pub mod scheduler;
 pub mod server;
 pub mod shard;
+pub mod structured;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tools;

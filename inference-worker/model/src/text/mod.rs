@@ -19,7 +19,7 @@ mod vocabulary;
 pub(crate) use bytes::byte_characters;
 pub use detokenizer::Detokenizer;
 pub use folder::ModelText;
-pub use template::{ChatMessage, ChatTemplate, Conversation, Rendered};
+pub use template::{ChatMessage, ChatTemplate, Conversation, MessageError, Rendered};
 pub use tokenizer::{Special, Tokenizer};
 
 /// Text that could not become tokens, or messages that could not become text.

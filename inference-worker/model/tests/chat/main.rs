@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use llama_model::text::{
-    ChatMessage, Conversation, ModelText, Rendered, Special, TextError, Tokenizer,
+    ChatMessage, Conversation, MessageError, ModelText, Rendered, Special, TextError, Tokenizer,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -326,8 +326,108 @@ fn templates_with_names_are_chosen_by_tools() {
     let mut conversation = Conversation::new(Vec::new(), SystemTime::UNIX_EPOCH);
     let text = |conversation: &Conversation| outcome(model.template.render(conversation));
     assert_eq!(text(&conversation), Outcome::Text("plain".to_owned()));
+    let source = model.template.tool_source();
+    assert_eq!(source, Some("{{ tools | length }} tools"));
     conversation.tools = Some(vec![json!({})]);
     assert_eq!(text(&conversation), Outcome::Text("1 tools".to_owned()));
+}
+
+fn from_openai(message: &Value) -> Result<ChatMessage, MessageError> {
+    ChatMessage::from_openai(message.as_object().expect("an object").clone())
+}
+
+#[test]
+fn arguments_of_calls_are_objects_for_templates() {
+    let calls = |arguments: Value| json!([{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]);
+    for (sent, wanted) in [
+        (
+            json!("{\"b\": 1, \"a\": [\"ü\"]}"),
+            json!({"b": 1, "a": ["ü"]}),
+        ),
+        (json!({"a": null}), json!({"a": null})),
+        (json!(" "), json!({})),
+        (Value::Null, json!({})),
+    ] {
+        let message =
+            from_openai(&json!({"role": "assistant", "content": null, "tool_calls": calls(sent)}));
+        let message = message.expect("is valid");
+        assert_eq!(message.field("tool_calls"), Some(&calls(wanted)));
+    }
+    for none in [json!([]), Value::Null] {
+        let message =
+            from_openai(&json!({"role": "assistant", "content": "x", "tool_calls": none}));
+        assert_eq!(message.expect("is valid").field("tool_calls"), None);
+    }
+    for (calls, field) in [
+        (json!("f"), "tool_calls"),
+        (json!([{"name": "f"}]), "tool_calls[0].function"),
+        (
+            json!([{"function": {"arguments": "{}"}}]),
+            "tool_calls[0].function.name",
+        ),
+        (calls(json!("[1]")), "tool_calls[0].function.arguments"),
+        (calls(json!("{\"a\": ")), "tool_calls[0].function.arguments"),
+        (calls(json!(7)), "tool_calls[0].function.arguments"),
+    ] {
+        let error = from_openai(&json!({"role": "assistant", "tool_calls": calls}));
+        assert_eq!(error.expect_err("is refused").field, field);
+    }
+}
+
+/// A conversation with calls as a client sends it, through real templates.
+#[test]
+fn real_templates_write_calls_that_came_as_text() {
+    for (file, offered, called, answered) in [
+        (
+            "meta-llama-Llama-3.1-8B-Instruct.jinja",
+            "with its proper arguments that best answers the given prompt.",
+            "assistant<|end_header_id|>\n\n{\"name\": \"f\", \"parameters\": {\"b\": 1, \"a\": \"ü\"}}<|eot_id|>",
+            "<|start_header_id|>ipython<|end_header_id|>\n\n\"7\"<|eot_id|>",
+        ),
+        (
+            "llama4.jinja",
+            "with its proper arguments that best answers the given prompt.",
+            "<|python_end|>{\"name\": \"f\", \"parameters\": {\"b\": 1, \"a\": \"ü\"}}<|eot|>",
+            "<|header_start|>ipython<|header_end|>\n\n\"7\"<|eot|>",
+        ),
+    ] {
+        let Some(path) = test_file(&format!("templates/{file}")) else {
+            return;
+        };
+        let source = fs::read_to_string(path).expect("was fetched");
+        let model = model(&[("chat_template.jinja", source.clone())]);
+        assert_eq!(model.template.tool_source(), Some(source.as_str()));
+        let messages = [
+            json!({"role": "user", "content": "How many?"}),
+            json!({"role": "assistant", "content": null, "tool_calls": [
+                {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"b\": 1, \"a\": \"ü\"}"}}]}),
+            json!({"role": "tool", "tool_call_id": "c", "content": "7"}),
+            json!({"role": "assistant", "content": "Seven.", "tool_calls": []}),
+            json!({"role": "user", "content": "Thanks"}),
+        ];
+        let messages = messages
+            .iter()
+            .map(|message| from_openai(message).expect("is valid"));
+        let mut conversation = Conversation::new(messages.collect(), SystemTime::UNIX_EPOCH);
+        let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
+        conversation.tools = Some(vec![tool]);
+        let Outcome::Text(text) = outcome(model.template.render(&conversation)) else {
+            panic!("{file} does not render");
+        };
+        let mut rest = text.as_str();
+        for part in [
+            offered,
+            "\"name\": \"f\"",
+            "How many?",
+            called,
+            answered,
+            "Seven.",
+            "Thanks",
+        ] {
+            let at = rest.find(part);
+            rest = &rest[at.unwrap_or_else(|| panic!("no {part:?} in {rest}"))..];
+        }
+    }
 }
 
 #[test]

@@ -43,6 +43,39 @@ impl ChatMessage {
         self
     }
 
+    /// A message as OpenAI's clients send it. Templates want the arguments of its tool
+    /// calls as objects, and a message without calls to have no `tool_calls`.
+    ///
+    /// # Errors
+    /// When a call has no name or its arguments are no JSON object.
+    pub fn from_openai(mut fields: Map<String, Value>) -> Result<Self, MessageError> {
+        const FIELD: &str = "tool_calls";
+        let calls = match fields.get_mut(FIELD) {
+            None | Some(Value::Null) => return Ok(Self { fields }),
+            Some(Value::Array(calls)) => calls,
+            Some(_) => return Err(MessageError::new(FIELD, "must be a list")),
+        };
+        if calls.is_empty() {
+            fields.remove(FIELD);
+            return Ok(Self { fields });
+        }
+        for (index, call) in calls.iter_mut().enumerate() {
+            let place = format!("{FIELD}[{index}].function");
+            let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) else {
+                return Err(MessageError::new(&place, "must be an object"));
+            };
+            if !function.get("name").is_some_and(Value::is_string) {
+                let place = format!("{place}.name");
+                return Err(MessageError::new(&place, "must be a string"));
+            }
+            let arguments = function.get("arguments").unwrap_or(&Value::Null);
+            let arguments = arguments_of(arguments)
+                .map_err(|message| MessageError::new(&format!("{place}.arguments"), &message))?;
+            function.insert("arguments".to_owned(), Value::Object(arguments));
+        }
+        Ok(Self { fields })
+    }
+
     /// The message as templates see it: without nulls, and with the reasoning of an
     /// answer under the names that templates know.
     pub(super) fn for_template(&self) -> Map<String, Value> {
@@ -67,6 +100,38 @@ impl ChatMessage {
     /// empty when the message has no role.
     pub fn role(&self) -> &str {
         self.field("role").and_then(Value::as_str).unwrap_or("")
+    }
+}
+
+/// The arguments of a call, which clients send as text.
+fn arguments_of(sent: &Value) -> Result<Map<String, Value>, String> {
+    match sent {
+        Value::Null => Ok(Map::new()),
+        Value::Object(arguments) => Ok(arguments.clone()),
+        Value::String(text) if text.trim().is_empty() => Ok(Map::new()),
+        Value::String(text) => {
+            serde_json::from_str(text).map_err(|error| format!("must be a JSON object: {error}"))
+        }
+        _ => Err("must be the text of a JSON object".to_owned()),
+    }
+}
+
+/// What is wrong with a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct MessageError {
+    /// The field of the message that is at fault.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl MessageError {
+    fn new(field: &str, message: &str) -> Self {
+        Self {
+            field: field.to_owned(),
+            message: message.to_owned(),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ const FUEL: u64 = 10_000_000;
 #[derive(Debug)]
 pub(super) struct JinjaTemplates {
     environment: Environment<'static>,
+    tool_source: Option<String>,
     named: Vec<(&'static str, String)>,
     led: bool,
 }
@@ -39,14 +40,23 @@ impl JinjaTemplates {
         led: bool,
     ) -> Result<Self, Error> {
         let mut environment = environment()?;
+        let source_of = |wanted| sources.iter().find(|(name, _)| name == wanted);
+        let tool_source = source_of(TOOL_USE).or_else(|| source_of(DEFAULT));
+        let tool_source = tool_source.map(|(_, source)| source.clone());
         for (name, source) in sources {
             environment.add_template_owned(name, source)?;
         }
         Ok(Self {
             environment,
+            tool_source,
             named,
             led,
         })
+    }
+
+    /// The text of the template for conversations with tools.
+    pub(super) fn tool_source(&self) -> Option<&str> {
+        self.tool_source.as_deref()
     }
 
     /// The prompt for `conversation`.

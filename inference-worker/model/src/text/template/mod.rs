@@ -12,7 +12,7 @@ use super::{Special, TextError, Tokenizer};
 use crate::error::ModelError;
 use crate::gguf::Gguf;
 
-pub use conversation::{ChatMessage, Conversation};
+pub use conversation::{ChatMessage, Conversation, MessageError};
 use jinja::JinjaTemplates;
 pub(super) use meta::MetaFormat;
 
@@ -96,6 +96,15 @@ impl ChatTemplate {
             Format::Jinja(Box::new(templates))
         };
         Ok(Self { format })
+    }
+
+    /// The Jinja text of the template for conversations with tools. Formats that are
+    /// built in have none.
+    pub fn tool_source(&self) -> Option<&str> {
+        match &self.format {
+            Format::None | Format::BuiltIn(_) => None,
+            Format::Jinja(templates) => templates.tool_source(),
+        }
     }
 
     /// The prompt for `conversation`.
