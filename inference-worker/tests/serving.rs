@@ -273,3 +273,54 @@ fn a_second_sigterm_ends_unfinished_answers_with_an_error() {
     );
     assert_eq!(worker.wait().code(), Some(0), "{}", worker.log());
 }
+
+#[test]
+fn answers_keep_to_a_required_form() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let worker = Worker::serving(&model, &["--tensor-parallel=3", "--speculative-tokens=4"]);
+    let answer = |fields: serde_json::Value| {
+        let mut body = chat("Describe a cat of your choice.", 120);
+        body.as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
+        let (status, answer) = worker.post("/v1/chat/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "stop", "{answer}");
+        choice["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "age": {"type": "integer", "minimum": 0, "maximum": 30},
+            "colour": {"enum": ["black", "white", "ginger"]},
+        },
+        "required": ["name", "age", "colour"],
+        "additionalProperties": false,
+    });
+    for seed in 0..4 {
+        let format =
+            json!({"type": "json_schema", "json_schema": {"name": "cat", "schema": schema}});
+        let fields = json!({"response_format": format, "temperature": 1.2, "seed": seed});
+        let cat: serde_json::Value = serde_json::from_str(&answer(fields)).unwrap();
+        assert!(cat["name"].as_str().unwrap().chars().count() <= 12, "{cat}");
+        assert!((0..=30).contains(&cat["age"].as_i64().unwrap()), "{cat}");
+        assert!(["black", "white", "ginger"].contains(&cat["colour"].as_str().unwrap()));
+        assert_eq!(cat.as_object().unwrap().len(), 3, "{cat}");
+    }
+    let code = answer(json!({"guided_regex": "[A-Z]{2}-[0-9]{3}", "temperature": 1.5}));
+    assert!(code.len() == 6 && code.as_bytes()[2] == b'-', "{code}");
+    let choice = answer(json!({"structured_outputs": {"choice": ["tabby", "manx"]}}));
+    assert!(["tabby", "manx"].contains(&choice.as_str()), "{choice}");
+
+    let mut body = chat("x", 5);
+    body["guided_regex"] = json!("(");
+    let (status, refused) = worker.post("/v1/chat/completions", &body);
+    assert_eq!(
+        (status, &refused["error"]["param"]),
+        (400, &json!("guided_regex"))
+    );
+}

@@ -291,6 +291,7 @@ mod tests {
             stop_ids: Vec::new(),
             priority: 0,
             cache_salt: None,
+            form: None,
         }
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rank::throughput::Saturated;
 use crate::scheduler::{CacheUse, Finish, Refusal};
+use crate::structured::Grammar;
 
 /// Longest frame: a prompt of a million tokens with room to spare.
 pub const MAX_FRAME_BYTES: usize = 16 << 20;
@@ -30,6 +31,9 @@ pub struct Submit {
     pub priority: i32,
     /// What the sequence may share cached tokens with: others of the same salt.
     pub cache_salt: Option<String>,
+    /// What the answer as a whole must be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub form: Option<Grammar>,
 }
 
 /// From the front to rank 0.
@@ -207,6 +211,7 @@ mod tests {
             stop_ids: vec![0],
             priority: -1,
             cache_salt: Some("salt".to_owned()),
+            form: None,
         })
     }
 

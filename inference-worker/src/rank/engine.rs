@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use llama_model::sample::{SampleError, Sampler};
 use llama_model::{Segment, StepError, Wanted};
 
+use super::drawing::{Drawing, Vocabularies};
 use super::plan::Stepper;
 use super::throughput::Throughput;
-use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, TokenLogprobs, Work};
-use crate::scheduler::{Awaited, Request, Scheduler};
+use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, Work};
+use crate::scheduler::{Request, Scheduler};
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
 /// that is stuck is found before a request meets it.
@@ -34,7 +34,8 @@ pub enum EngineError {
 pub struct Engine<'a, F> {
     stepper: Stepper<'a>,
     scheduler: Scheduler,
-    samplers: HashMap<u64, Sampler>,
+    drawings: HashMap<u64, Drawing>,
+    vocabularies: Vocabularies,
     from_front: Receiver<ToEngine>,
     tell: F,
     told: Vec<FromEngine>,
@@ -56,13 +57,15 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     pub fn new(
         stepper: Stepper<'a>,
         scheduler: Scheduler,
+        vocabularies: Vocabularies,
         from_front: Receiver<ToEngine>,
         tell: F,
     ) -> Self {
         Self {
             stepper,
             scheduler,
-            samplers: HashMap::new(),
+            drawings: HashMap::new(),
+            vocabularies,
             from_front,
             tell,
             told: Vec::new(),
@@ -137,7 +140,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             ToEngine::Submit(submit) => self.submit(submit),
             ToEngine::Cancel { id } => {
                 self.scheduler.cancel(id);
-                self.samplers.remove(&id);
+                self.drawings.remove(&id);
             }
             ToEngine::Stop => self.stopping = true,
         }
@@ -145,7 +148,13 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
 
     fn submit(&mut self, submit: Submit) {
         let id = submit.id;
-        let sampler = Sampler::new(submit.sampling, &submit.tokens);
+        let drawing = match Drawing::new(&submit, &mut self.vocabularies) {
+            Ok(drawing) => drawing,
+            Err(error) => {
+                let message = error.to_string();
+                return self.told.push(FromEngine::Failed { id, message });
+            }
+        };
         let request = Request {
             id,
             prompt: submit.tokens,
@@ -156,7 +165,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         };
         match self.scheduler.submit(request) {
             Ok(()) => {
-                self.samplers.insert(id, sampler);
+                self.drawings.insert(id, drawing);
             }
             Err(refusal) => self.told.push(FromEngine::Refused { id, refusal }),
         }
@@ -169,8 +178,8 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         for awaited in self.scheduler.awaited() {
             let (rows, behind) = rest.split_at(rest.len().min(awaited.guesses.len() + 1));
             rest = behind;
-            let sampler = self.samplers.get_mut(&awaited.id);
-            let drawn = sampler.map(|sampler| draw(sampler, rows, &awaited));
+            let drawing = self.drawings.get_mut(&awaited.id);
+            let drawn = drawing.map(|drawing| drawing.draw(rows, &awaited));
             sampled.push(match drawn {
                 Some(Ok((tokens, logprobs))) => {
                     asked.insert(awaited.id, logprobs.into_iter());
@@ -186,7 +195,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         let recorded = self.scheduler.record(&sampled);
         for (id, message) in unusable {
             self.scheduler.cancel(id);
-            self.samplers.remove(&id);
+            self.drawings.remove(&id);
             self.told.push(FromEngine::Failed { id, message });
         }
         for recorded in recorded {
@@ -200,7 +209,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
                 });
             }
             if let Some(reason) = recorded.finish {
-                self.samplers.remove(&id);
+                self.drawings.remove(&id);
                 self.told.push(FromEngine::Finished {
                     id,
                     reason,
@@ -253,28 +262,4 @@ fn count_tokens(segments: &[Segment]) -> (usize, usize) {
         Wanted::Last | Wanted::All => (0, segment.tokens.len()),
     });
     lens.fold((0, 0), |sum, len| (sum.0 + len.0, sum.1 + len.1))
-}
-
-/// The token behind the last of a sequence, and those behind guesses that were right,
-/// with logprobs where they were asked for. `rows` holds the logits before each guess and
-/// behind the last.
-fn draw(
-    sampler: &mut Sampler,
-    rows: &[Vec<f32>],
-    awaited: &Awaited<'_>,
-) -> Result<(Vec<u32>, Vec<TokenLogprobs>), SampleError> {
-    let (mut tokens, mut logprobs) = (Vec::with_capacity(rows.len()), Vec::new());
-    for (row, number) in rows.iter().zip(0_u32..) {
-        let drawn = sampler.sample(row, awaited.answered + number, None)?;
-        sampler.accept(drawn.token);
-        tokens.push(drawn.token);
-        logprobs.extend(drawn.logprob.map(|logprob| TokenLogprobs {
-            logprob,
-            top: drawn.top,
-        }));
-        if awaited.guesses.get(number as usize) != Some(&drawn.token) {
-            break;
-        }
-    }
-    Ok((tokens, logprobs))
 }

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod compute;
+pub mod drawing;
 pub mod engine;
 pub mod plan;
 pub mod throughput;
@@ -16,11 +17,13 @@ use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
 use llama_model::blocks::KvCapacity;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
+use llama_model::text::ModelText;
 use llama_model::{Checkpoint, LoadOptions, ModelError, StepModel};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use self::args::RankArgs;
 use self::compute::Compute;
+use self::drawing::Vocabularies;
 use self::engine::{Engine, EngineError};
 use self::plan::Stepper;
 use crate::comm::board::Board;
@@ -33,6 +36,7 @@ use crate::comm::{HEARTBEAT_PERIOD, LOAD_DEADLINE, Link, STEP_DEADLINE};
 use crate::engine::{ToEngine, frames};
 use crate::failure::{Failure, of_model};
 use crate::scheduler::{Limits, Scheduler};
+use crate::structured::Vocabulary;
 
 /// Tokens that one step computes at most.
 pub const STEP_TOKENS: u32 = 256;
@@ -327,7 +331,12 @@ impl RankProcess<'_> {
             }
             std::io::Write::write_all(&mut to_front, &bytes)
         };
-        let mut engine = Engine::new(stepper, scheduler, from_front, tell);
+        let (model, width) = (self.args.launch.model.clone(), stepper.model.vocab_size());
+        let vocabularies = Vocabularies::new(move || {
+            let text = ModelText::open(&model).map_err(|error| error.to_string())?;
+            Vocabulary::new(Arc::new(text.tokenizer), width).map_err(|error| error.to_string())
+        });
+        let mut engine = Engine::new(stepper, scheduler, vocabularies, from_front, tell);
         engine
             .run()
             .map_err(|error| RankError::of_engine(self.args.rank, engine.step() + 1, &error))

@@ -13,6 +13,7 @@ use super::prompt::{self, Encoding};
 use super::writer::{self, Writer};
 use super::{Front, group_failed};
 use crate::engine::{Submit, SubmitError};
+use crate::openai::request::Form;
 use crate::openai::response::Endpoint;
 use crate::openai::{ApiError, Prompt, ValidRequest};
 
@@ -42,6 +43,7 @@ pub(super) async fn start(
     front.check_model(&request.model)?;
     check_ids(front, &request)?;
     let places = Places::take(front, &request)?;
+    check_form(request.form.clone()).await?;
     let prompts = std::mem::take(&mut request.prompts);
     let encoding = Encoding {
         template: request.template.clone(),
@@ -108,6 +110,16 @@ fn check_ids(front: &Front, request: &ValidRequest) -> Result<(), ApiError> {
     prompt::check_ids(front, "logit_bias", biased)
 }
 
+/// Compiles a required form, which takes a while, to see what is wrong with it.
+async fn check_form(form: Option<Form>) -> Result<(), ApiError> {
+    let Some(Form { field, grammar }) = form else {
+        return Ok(());
+    };
+    tokio::task::spawn_blocking(move || grammar.check_field(field))
+        .await
+        .map_err(|_ended| ApiError::failed("the form could not be checked", "internal"))?
+}
+
 /// The places that a request's answers take.
 struct Places(OwnedSemaphorePermit);
 
@@ -166,6 +178,7 @@ fn submit(
                 stop_ids: stop_ids.clone(),
                 priority: request.priority,
                 cache_salt: request.cache_salt.clone(),
+                form: request.form.as_ref().map(|form| form.grammar.clone()),
             };
             let generation = front.engine.submit(submit).map_err(|error| match error {
                 SubmitError::GroupFailed(report) => group_failed(&report),

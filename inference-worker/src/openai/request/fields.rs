@@ -154,7 +154,6 @@ fn neutral_values(name: &str) -> Option<Neutral> {
             Neutral::These(vec![json!([])])
         }
         "tool_choice" | "function_call" => these(json!(["none", "auto"])),
-        "response_format" => these(json!([{"type": "text"}])),
         "service_tier" => these(json!(["auto", "default"])),
         "modalities" => Neutral::These(vec![json!(["text"])]),
         "suffix" => these(json!([""])),
@@ -165,13 +164,8 @@ fn neutral_values(name: &str) -> Option<Neutral> {
         | "reasoning_effort"
         | "verbosity"
         | "web_search_options"
-        | "guided_json"
-        | "guided_regex"
-        | "guided_choice"
-        | "guided_grammar"
         | "guided_decoding_backend"
         | "guided_whitespace_pattern"
-        | "structured_outputs"
         | "allowed_token_ids"
         | "prompt_logprobs"
         | "prompt_embeds"

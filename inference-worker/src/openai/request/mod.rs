@@ -1,6 +1,7 @@
 //! What clients send, checked. Every field is honoured or refused by name.
 
 mod fields;
+mod form;
 mod json;
 mod messages;
 mod parts;
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 use self::fields::Fields;
 use super::ApiError;
 
+pub use form::Form;
 pub use text::{DetokenizeRequest, TokenizeRequest};
 
 /// Tokens that `/v1/completions` generates unless told otherwise.
@@ -164,6 +166,8 @@ pub struct ValidRequest {
     pub max_tokens: Option<u32>,
     /// What ends the answer.
     pub ending: Ending,
+    /// What the answer as a whole must be.
+    pub form: Option<Form>,
     /// How it is shown.
     pub shown: Shown,
     /// Requests with a lower number are computed first.
@@ -240,6 +244,13 @@ impl ValidRequest {
                 "is supported only where it equals n",
             ));
         }
+        let (ending, form) = (parts::ending(fields)?, form::read(fields)?);
+        if ending.ignores_end && form.is_some() {
+            return Err(ApiError::invalid_field(
+                "ignore_eos",
+                "cannot go with a required form, which says where an answer ends",
+            ));
+        }
         Ok(Self {
             model: fields.required("model")?,
             prompts,
@@ -250,7 +261,8 @@ impl ValidRequest {
             sampling,
             seed: fields.take::<i64>("seed")?.map(i64::cast_unsigned),
             max_tokens,
-            ending: parts::ending(fields)?,
+            ending,
+            form,
             shown: parts::shown(fields)?,
             priority: fields.take("priority")?.unwrap_or(0),
             cache_salt: cache_salt(fields)?,

@@ -52,6 +52,7 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
         sampling: SamplingParams::GREEDY,
         priority: 0,
         cache_salt: None,
+        form: None,
     })
 }
 
@@ -84,6 +85,11 @@ fn answer(id: u64, tokens: &[u32], reason: Finish) -> Vec<FromEngine> {
         cached_tokens: 0,
     };
     tokens.chain([finished]).collect()
+}
+
+/// A model without tokens for required forms.
+fn no_vocabulary() -> Vocabularies {
+    Vocabularies::new(|| Err("there are none".to_owned()))
 }
 
 fn limits() -> Limits {
@@ -126,9 +132,15 @@ fn run(messages: Vec<ToEngine>) -> Vec<FromEngine> {
         told.extend_from_slice(messages);
         Ok(())
     };
-    Engine::new(stepper, Scheduler::new(limits()), receive, tell)
-        .run()
-        .unwrap();
+    Engine::new(
+        stepper,
+        Scheduler::new(limits()),
+        no_vocabulary(),
+        receive,
+        tell,
+    )
+    .run()
+    .unwrap();
     told
 }
 
@@ -239,7 +251,13 @@ fn followers_compute_what_rank_0_plans_until_the_last_step() {
             told.extend_from_slice(messages);
             Ok(())
         };
-        let mut engine = Engine::new(stepper, Scheduler::new(limits()), receive, tell);
+        let mut engine = Engine::new(
+            stepper,
+            Scheduler::new(limits()),
+            no_vocabulary(),
+            receive,
+            tell,
+        );
         engine.run().unwrap();
         for follower in followers {
             assert_eq!(follower.join().unwrap(), board.step(0));

@@ -1,0 +1,111 @@
+//! How rank 0 draws the tokens of one answer.
+
+use std::sync::Arc;
+
+use llama_model::sample::{SampleError, Sampler};
+
+use crate::engine::{Submit, TokenLogprobs};
+use crate::scheduler::Awaited;
+use crate::structured::{Constraint, ConstraintError, GrammarError, Vocabulary};
+
+/// An answer that cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DrawError {
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error("the required form: {0}")]
+    Constraint(#[from] ConstraintError),
+}
+
+/// An answer that cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FormError {
+    #[error("the required form: {0}")]
+    Grammar(#[from] GrammarError),
+    #[error("the tokens for required forms: {0}")]
+    Vocabulary(String),
+}
+
+/// The model's tokens for required forms, made when they are first needed.
+pub struct Vocabularies {
+    make: Box<dyn FnMut() -> Result<Vocabulary, String>>,
+    made: Option<Arc<Vocabulary>>,
+}
+
+impl std::fmt::Debug for Vocabularies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vocabularies")
+            .field("made", &self.made)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Vocabularies {
+    /// Those that `make` makes.
+    pub fn new(make: impl FnMut() -> Result<Vocabulary, String> + 'static) -> Self {
+        Self {
+            make: Box::new(make),
+            made: None,
+        }
+    }
+
+    fn get(&mut self) -> Result<Arc<Vocabulary>, FormError> {
+        if let Some(made) = &self.made {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new((self.make)().map_err(FormError::Vocabulary)?);
+        self.made = Some(Arc::clone(&made));
+        Ok(made)
+    }
+}
+
+/// Draws the tokens of one answer.
+#[derive(Debug)]
+pub(super) struct Drawing {
+    sampler: Sampler,
+    constraint: Option<Constraint>,
+}
+
+/// Tokens, and their logprobs where they were asked for.
+pub(super) type Drawn = (Vec<u32>, Vec<TokenLogprobs>);
+
+impl Drawing {
+    pub(super) fn new(submit: &Submit, vocabularies: &mut Vocabularies) -> Result<Self, FormError> {
+        let constraint = match &submit.form {
+            None => None,
+            Some(grammar) => Some(Constraint::new(&vocabularies.get()?, grammar)?),
+        };
+        Ok(Self {
+            sampler: Sampler::new(submit.sampling.clone(), &submit.tokens),
+            constraint,
+        })
+    }
+
+    /// The token behind the last of a sequence, and those behind guesses that were right.
+    /// `rows` holds the logits before each guess and behind the last.
+    pub(super) fn draw(
+        &mut self,
+        rows: &[Vec<f32>],
+        awaited: &Awaited<'_>,
+    ) -> Result<Drawn, DrawError> {
+        let (mut tokens, mut logprobs) = (Vec::with_capacity(rows.len()), Vec::new());
+        for (row, number) in rows.iter().zip(0_u32..) {
+            let constraint = self.constraint.as_mut();
+            let mask = constraint.map(Constraint::mask).transpose()?;
+            let drawn = self.sampler.sample(row, awaited.answered + number, mask)?;
+            if let Some(constraint) = &mut self.constraint {
+                constraint.accept(drawn.token)?;
+            }
+            self.sampler.accept(drawn.token);
+            tokens.push(drawn.token);
+            logprobs.extend(drawn.logprob.map(|logprob| TokenLogprobs {
+                logprob,
+                top: drawn.top,
+            }));
+            if awaited.guesses.get(number as usize) != Some(&drawn.token) {
+                break;
+            }
+        }
+        Ok((tokens, logprobs))
+    }
+}
