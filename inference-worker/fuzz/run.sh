@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 SECONDS_EACH=${1:-60}
-TARGETS=(safetensors gguf config tokenizer)
+TARGETS=(safetensors gguf config tokenizer tools)
 [ $# -le 1 ] || TARGETS=("${@:2}")
 
 missing() {

@@ -1,7 +1,8 @@
 //! The compiler of grammars, kept within bounds.
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -14,7 +15,13 @@ use super::vocabulary::byte_tokens;
 
 /// The compiler descends into rules that name each other; a chain of as many as a
 /// request has room for needs this much. Only what is used takes memory.
-const STACK_BYTES: usize = 512 << 20;
+const STACK_BYTES: usize = 128 << 20;
+
+/// How long the first mask of a grammar may take where it is checked. Usual ones take
+/// a thousandth of that.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Said of grammars that take more.
+pub(super) const TOO_HARD: &str = "the grammar is too hard for the compiler";
 
 /// A compiler for the tokens of `environment`.
 pub(super) fn compiler(environment: &TokEnv) -> Result<ParserFactory, VocabularyError> {
@@ -64,7 +71,7 @@ pub(super) fn compile(
 fn start(parser: TokenParser) -> Result<Matcher, GrammarError> {
     let matcher = Matcher::new(Ok(parser));
     match matcher.get_error() {
-        None => Ok(matcher),
+        None => Ok(matcher.into_cancellable()),
         Some(error) => Err(GrammarError::Refused(sentence(&error))),
     }
 }
@@ -77,9 +84,34 @@ pub(super) fn check(grammar: TopLevelGrammar) -> Result<(), GrammarError> {
     static BYTES: LazyLock<Result<ParserFactory, VocabularyError>> =
         LazyLock::new(|| compiler(&byte_tokens()));
     match &*BYTES {
-        Ok(factory) => compile(factory, grammar).map(drop),
+        Ok(factory) => try_out(compile(factory, grammar)?),
         Err(error) => Err(GrammarError::Refused(error.to_string())),
     }
+}
+
+/// Computes the first mask, for no longer than [`PATIENCE`].
+fn try_out(mut matcher: Matcher) -> Result<(), GrammarError> {
+    let canceller = matcher.cancellation_handle();
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::Builder::new()
+            .name("grammar-clock".to_owned())
+            .spawn_scoped(scope, move || {
+                if is_done.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout)
+                    && let Some(canceller) = canceller
+                {
+                    canceller.cancel();
+                }
+            })
+            .map_err(|error| GrammarError::NoThread(error.to_string()))?;
+        let mask = matcher.compute_mask_or_eos();
+        drop(done);
+        match mask {
+            Ok(_) => Ok(()),
+            Err(_) if matcher.is_cancelled() => Err(GrammarError::Refused(TOO_HARD.to_owned())),
+            Err(error) => Err(refused(&error)),
+        }
+    })
 }
 
 fn refused(error: &anyhow::Error) -> GrammarError {
@@ -93,8 +125,7 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, GrammarE
             .stack_size(STACK_BYTES)
             .spawn_scoped(scope, work)
             .map_err(|error| GrammarError::NoThread(error.to_string()))?;
-        thread.join().map_err(|_panic| {
-            GrammarError::Refused("the grammar is too hard for the compiler".to_owned())
-        })
+        let panicked = |_panic| GrammarError::Refused(TOO_HARD.to_owned());
+        thread.join().map_err(panicked)
     })
 }

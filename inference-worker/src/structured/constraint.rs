@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use llguidance::Matcher;
+use llguidance::{CancellationHandle, Matcher};
 
 use super::compile::compile;
 use super::error::{ConstraintError, GrammarError, sentence};
@@ -15,8 +15,22 @@ pub fn allows(mask: &[u32], token: u32) -> bool {
         .is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
+/// Stops the work of one constraint from another thread, for good: it fails then.
+#[derive(Clone, Debug)]
+pub struct Canceller(CancellationHandle);
+
+impl Canceller {
+    /// Stops it within milliseconds.
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
+}
+
 /// Which tokens may come next in one sequence. An end token is allowed exactly where
 /// the grammar may end.
+///
+/// A mask mostly takes some ten microseconds, but a grammar can be made for which it
+/// takes seconds. Whoever cannot wait computes masks beside other work, and cancels.
 pub struct Constraint {
     matcher: Matcher,
     vocabulary: Arc<Vocabulary>,
@@ -163,6 +177,11 @@ impl Constraint {
     /// Whether nothing but an end token may come, or one came.
     pub fn is_finished(&self) -> bool {
         self.ended || (self.matcher.is_stopped() && !self.matcher.is_error())
+    }
+
+    /// What stops this constraint.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(self.matcher.cancellation_handle().unwrap_or_default())
     }
 
     /// A second constraint in the same state, for a sequence that branches off.

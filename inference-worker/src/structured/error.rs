@@ -1,5 +1,7 @@
 //! What can be wrong with grammars, vocabularies and the tokens they are given.
 
+use super::compile::TOO_HARD;
+
 /// Longest sentence of the compiler that is passed on, in characters.
 const MAX_SENTENCE: usize = 300;
 
@@ -88,7 +90,7 @@ pub(super) fn sentence(message: &str) -> String {
         .next()
         .unwrap_or(line);
     if line.starts_with("panic: ") {
-        return "the grammar is too hard for the compiler".to_owned();
+        return TOO_HARD.to_owned();
     }
     match line.char_indices().nth(MAX_SENTENCE) {
         None => line.to_owned(),

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Grammar, GrammarError, MAX_GRAMMAR_BYTES};
+use super::walks::set_bits;
+use super::{Constraint, Grammar, GrammarError, MAX_GRAMMAR_BYTES, tokenizers};
 
 fn refused(grammar: &Grammar) -> String {
     let start = Instant::now();
@@ -139,5 +140,54 @@ fn hard_grammars_end_soon() {
         let what: String = format!("{grammar:?}").chars().take(60).collect();
         eprintln!("{took:?} {what}: {outcome:?}");
         assert!(took < Duration::from_secs(5), "{what} took {took:?}");
+        if outcome.is_ok() {
+            go_on(&grammar, &what);
+        }
+    }
+}
+
+/// The check gives up such a grammar; whoever did without it can stop the mask.
+#[test]
+fn a_mask_that_takes_long_can_be_cancelled() {
+    let grammar = Grammar::Regex("(a?){3000}a{3000}".to_owned());
+    let mut constraint = tokenizers()[0].constraint(&grammar);
+    let canceller = constraint.canceller();
+    let start = Instant::now();
+    let clock = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        canceller.cancel();
+    });
+    constraint.mask().expect_err("is cancelled");
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    clock.join().expect("ends");
+    constraint.may_end().expect_err("was cancelled");
+    constraint.fork().mask().expect_err("was cancelled");
+}
+
+/// Draws some tokens, on a stack of the usual size. The grammar may say that it
+/// cannot go on.
+fn go_on(grammar: &Grammar, what: &str) {
+    for tokens in tokenizers() {
+        let mut constraint = match Constraint::new(&tokens.vocabulary, grammar) {
+            Ok(constraint) => constraint,
+            Err(error) => panic!("{what} passed the check: {error}"),
+        };
+        for step in 0..12 {
+            let start = Instant::now();
+            let Ok(mask) = constraint.mask().map(<[u32]>::to_vec) else {
+                break;
+            };
+            let took = start.elapsed();
+            assert!(took < Duration::from_secs(1), "{what}: {took:?} for a mask");
+            let ends = tokens.vocabulary.ends();
+            let mut allowed = set_bits(&mask).filter(|id| !ends.contains(id));
+            let Some(token) = allowed.by_ref().nth(step * 7).or_else(|| allowed.next()) else {
+                break;
+            };
+            if constraint.accept(token).is_err() {
+                break;
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) use grammar::{MAX_CALLS_BYTES, quoted, with_options};
 #[cfg(test)]
 pub(crate) use walks::{Walk, tokenizers};
 
-pub use constraint::{Constraint, allows};
+pub use constraint::{Canceller, Constraint, allows};
 pub use error::{ConstraintError, GrammarError, VocabularyError};
 pub use grammar::{Grammar, MAX_GRAMMAR_BYTES};
 pub use vocabulary::Vocabulary;

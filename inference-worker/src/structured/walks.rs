@@ -30,7 +30,9 @@ impl Tokens {
         let tokenizer = Arc::new(ModelText::open(path).expect("opens").tokenizer);
         // Some models have more logits than tokens.
         let width = tokenizer.vocab_size() + 7;
+        let start = Instant::now();
         let vocabulary = Vocabulary::new(Arc::clone(&tokenizer), width).expect("is made");
+        eprintln!("the vocabulary of {name} was made in {:?}", start.elapsed());
         let closing = (0..u32::try_from(width).expect("fits"))
             .filter(|&id| {
                 let bytes = tokenizer.token_bytes(id);
@@ -58,7 +60,8 @@ impl Tokens {
     }
 }
 
-fn set_bits(mask: &[u32]) -> impl Iterator<Item = u32> {
+/// Tokens that a mask allows.
+pub(super) fn set_bits(mask: &[u32]) -> impl Iterator<Item = u32> {
     mask.iter()
         .zip((0..).step_by(32))
         .filter(|(word, _)| **word != 0)
