@@ -152,15 +152,15 @@ impl Bench<'_> {
                 },
                 tables: None,
             };
-            rows = self.step(vec![segment])?;
+            rows = self.step(&[segment])?;
             at = next;
         }
         Ok(rows.pop().unwrap_or_default())
     }
 
-    fn step(&mut self, segments: Vec<Segment>) -> Result<Vec<Vec<f32>>, Failure> {
+    fn step(&mut self, segments: &[Segment]) -> Result<Vec<Vec<f32>>, Failure> {
         self.model
-            .step(&segments, &mut LocalCollective)
+            .step(segments, &mut LocalCollective)
             .map_err(|error| Failure::from_error(FailureCategory::Internal, &error))
     }
 
@@ -193,8 +193,7 @@ impl Bench<'_> {
                 logits: Wanted::Last,
                 tables: None,
             });
-            let segments = segments.collect();
-            let rows = self.step(segments)?;
+            let rows = self.step(&segments.collect::<Vec<_>>())?;
             for ((sampler, row), token) in samplers.iter_mut().zip(&rows).zip(&mut tokens) {
                 let drawn = sampler.sample(row, index, None);
                 let failed = |error| Failure::from_error(FailureCategory::Internal, &error);

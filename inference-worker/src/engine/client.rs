@@ -126,7 +126,7 @@ impl EngineClient {
             client: self.clone(),
         };
         self.outbox
-            .try_send(ToEngine::Submit(Submit { id, ..submit }))
+            .try_send(ToEngine::Submit(Box::new(Submit { id, ..submit })))
             .map_err(|_full| SubmitError::Busy)?;
         Ok(generation)
     }

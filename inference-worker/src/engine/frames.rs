@@ -40,7 +40,7 @@ pub struct Submit {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToEngine {
     /// Computes a sequence.
-    Submit(Submit),
+    Submit(Box<Submit>),
     /// Forgets a sequence; nothing more is said of it.
     Cancel {
         /// The sequence.
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     fn submit() -> ToEngine {
-        ToEngine::Submit(Submit {
+        ToEngine::Submit(Box::new(Submit {
             id: 7,
             tokens: vec![1, 2, 3],
             sampling: SamplingParams::GREEDY,
@@ -212,7 +212,7 @@ mod tests {
             priority: -1,
             cache_salt: Some("salt".to_owned()),
             form: None,
-        })
+        }))
     }
 
     #[test]

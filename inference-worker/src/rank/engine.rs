@@ -137,7 +137,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
 
     fn obey(&mut self, message: ToEngine) {
         match message {
-            ToEngine::Submit(submit) => self.submit(submit),
+            ToEngine::Submit(submit) => self.submit(*submit),
             ToEngine::Cancel { id } => {
                 self.scheduler.cancel(id);
                 self.drawings.remove(&id);

@@ -79,19 +79,16 @@ pub(super) fn prepare(
         },
     )
     .map_err(|error| of_model(&error))?;
-    let limit = match device_memory {
-        Some(memory) => {
-            devices::sequences(&plan, memory)?;
-            Limit::Each(memory)
-        }
+    let limit = if let Some(memory) = device_memory {
+        devices::sequences(&plan, memory)?;
+        Limit::Each(memory)
+    } else {
         // Without a limit the machine's memory is nobody's promise; the KV cache is
         // taken as it is used.
-        None => {
-            let limit = args.memory_limit_bytes.or_else(|| cgroup.memory_limit());
-            let limit = limit.unwrap_or(u64::MAX);
-            plan.check(limit).map_err(|error| of_model(&error))?;
-            Limit::Together(limit)
-        }
+        let limit = args.memory_limit_bytes.or_else(|| cgroup.memory_limit());
+        let limit = limit.unwrap_or(u64::MAX);
+        plan.check(limit).map_err(|error| of_model(&error))?;
+        Limit::Together(limit)
     };
     let capacity = plan
         .capacity(limit, args.max_sequences.into())

@@ -97,7 +97,9 @@ pub(super) fn read(fields: &mut Fields) -> Result<Option<Form>, ApiError> {
         if grammars.is_empty() {
             return Err(ApiError::invalid_field(field, "requires nothing"));
         }
-        grammars.into_iter().for_each(|grammar| add(field, grammar));
+        for grammar in grammars {
+            add(field, grammar);
+        }
     }
     if let Some(schema) = fields.take("guided_json")? {
         let schema =
@@ -127,8 +129,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn form(body: Value) -> Result<Option<Form>, ApiError> {
-        read(&mut Fields::parse(body.to_string().as_bytes()).expect("JSON"))
+    fn form(body: &Value) -> Result<Option<Form>, ApiError> {
+        read(&mut Fields::parse(body.to_string().as_bytes())?)
     }
 
     #[test]
@@ -162,7 +164,7 @@ mod tests {
                 Some(Grammar::Lark("start: \"a\"".to_owned())),
             ),
         ] {
-            let found = form(body.clone()).expect("valid");
+            let found = form(&body).expect("valid");
             assert_eq!(found.map(|form| form.grammar), expected, "{body}");
         }
     }
@@ -193,7 +195,7 @@ mod tests {
                 "structured_outputs",
             ),
         ] {
-            let error = form(body).expect_err("is refused");
+            let error = form(&body).expect_err("is refused");
             assert_eq!(error.param.as_deref(), Some(field));
         }
     }

@@ -44,7 +44,7 @@ impl StepModel for Counting {
 }
 
 fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
-    ToEngine::Submit(Submit {
+    ToEngine::Submit(Box::new(Submit {
         id,
         tokens: vec![first],
         max_new_tokens,
@@ -53,7 +53,7 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
         priority: 0,
         cache_salt: None,
         form: None,
-    })
+    }))
 }
 
 /// What was told of one request.

@@ -179,7 +179,7 @@ impl Api {
 
     async fn next_submit(&mut self) -> Submit {
         match self.next().await {
-            ToEngine::Submit(submit) => submit,
+            ToEngine::Submit(submit) => *submit,
             other => panic!("{other:?} is no submit"),
         }
     }
