@@ -324,3 +324,65 @@ fn answers_keep_to_a_required_form() {
         (400, &json!("guided_regex"))
     );
 }
+
+#[test]
+fn tools_are_called_where_a_call_is_required() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let worker = Worker::serving(&model, &[]);
+    let tools = json!([{
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "maxLength": 20},
+                    "unit": {"enum": ["celsius", "fahrenheit"]},
+                },
+                "required": ["city", "unit"],
+                "additionalProperties": false,
+            },
+        },
+    }]);
+    let ask = |choice: serde_json::Value| {
+        let mut body = chat("What is the weather in Paris?", 120);
+        body["tools"] = tools.clone();
+        body["tool_choice"] = choice;
+        body["parallel_tool_calls"] = json!(false);
+        body
+    };
+    let check = |arguments: &str| {
+        let arguments: serde_json::Value = serde_json::from_str(arguments).unwrap();
+        assert!(arguments["city"].is_string(), "{arguments}");
+        let unit = arguments["unit"].as_str().unwrap();
+        assert!(["celsius", "fahrenheit"].contains(&unit), "{arguments}");
+    };
+    let named = json!({"type": "function", "function": {"name": "get_weather"}});
+    for choice in [json!("required"), named] {
+        let (status, answer) = worker.post("/v1/chat/completions", &ask(choice));
+        assert_eq!(status, 200, "{answer}");
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+        let call = &choice["message"]["tool_calls"][0];
+        assert_eq!(call["function"]["name"], "get_weather");
+        check(call["function"]["arguments"].as_str().unwrap());
+    }
+    // This model's template has no place for tools.
+    let (status, refused) = worker.post("/v1/chat/completions", &ask(json!("auto")));
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("tools")));
+    // The call and its result go back as messages.
+    let mut body = chat("And now?", 4);
+    body["messages"] = json!([
+        {"role": "user", "content": "What is the weather in Paris?"},
+        {"role": "assistant", "content": null, "tool_calls": [{
+            "id": "call_1", "type": "function",
+            "function": {"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"},
+        }]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+    ]);
+    let (status, answer) = worker.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{answer}");
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::scheduler::Finish;
+use crate::tools::ToolDelta;
 
 /// Token counts of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,13 +85,21 @@ pub struct Piece {
     pub text: String,
     /// The tokens; empty unless something of them is to be told.
     pub tokens: Vec<Told>,
+    /// What becomes of calls of tools; the text is without them.
+    pub calls: Vec<ToolDelta>,
 }
 
 impl Piece {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.tokens.is_empty() && self.calls.is_empty()
+    }
+
     /// Adds what comes next.
     pub fn extend(&mut self, next: Self) {
         self.text.push_str(&next.text);
         self.tokens.extend(next.tokens);
+        self.calls.extend(next.calls);
     }
 }
 
@@ -135,7 +144,7 @@ impl Answer {
         let choices = choices.map(|(index, complete)| {
             let text = &complete.piece.text;
             let (field, content) = match self.endpoint {
-                Endpoint::Chat => ("message", json!({"role": "assistant", "content": text})),
+                Endpoint::Chat => ("message", message(text, &complete.piece.calls)),
                 Endpoint::Completion => ("text", json!(text)),
             };
             let reason = json!(complete.reason.as_str());
@@ -171,7 +180,7 @@ impl Answer {
     /// The event of one piece.
     pub fn piece(&self, index: usize, piece: &Piece) -> Value {
         let content = match self.endpoint {
-            Endpoint::Chat => json!({"content": piece.text}),
+            Endpoint::Chat => delta(piece),
             Endpoint::Completion => json!(piece.text),
         };
         self.chunk(index, &content, piece, &Value::Null)
@@ -252,6 +261,67 @@ impl Answer {
             "choices": choices,
         })
     }
+}
+
+/// A message that is complete.
+fn message(text: &str, deltas: &[ToolDelta]) -> Value {
+    let mut calls: Vec<(&str, &str, String)> = Vec::new();
+    for delta in deltas {
+        match delta {
+            ToolDelta::Start { id, name, .. } => calls.push((id, name, String::new())),
+            ToolDelta::Arguments { index, json } => {
+                if let Some((_, _, arguments)) = calls.get_mut(*index) {
+                    arguments.push_str(json);
+                }
+            }
+            ToolDelta::Content(_) | ToolDelta::End { .. } => {}
+        }
+    }
+    if calls.is_empty() {
+        return json!({"role": "assistant", "content": text});
+    }
+    let calls = calls.into_iter().map(|(id, name, arguments)| {
+        json!({
+            "id": id,
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        })
+    });
+    let content = if text.is_empty() {
+        Value::Null
+    } else {
+        json!(text)
+    };
+    json!({
+        "role": "assistant",
+        "content": content,
+        "tool_calls": calls.collect::<Vec<_>>(),
+    })
+}
+
+/// What a piece adds to a message.
+fn delta(piece: &Piece) -> Value {
+    let calls = piece.calls.iter().filter_map(|delta| match delta {
+        ToolDelta::Start { index, id, name } => Some(json!({
+            "index": index,
+            "id": id,
+            "type": "function",
+            "function": {"name": name, "arguments": ""},
+        })),
+        ToolDelta::Arguments { index, json } => {
+            Some(json!({"index": index, "function": {"arguments": json}}))
+        }
+        ToolDelta::Content(_) | ToolDelta::End { .. } => None,
+    });
+    let calls: Vec<Value> = calls.collect();
+    let mut delta = Map::new();
+    if calls.is_empty() || !piece.text.is_empty() {
+        delta.insert("content".to_owned(), json!(piece.text));
+    }
+    if !calls.is_empty() {
+        delta.insert("tool_calls".to_owned(), Value::from(calls));
+    }
+    Value::Object(delta)
 }
 
 fn chat_logprobs(tokens: &[Told]) -> Value {
@@ -355,6 +425,7 @@ mod tests {
         Piece {
             text: "hi".to_owned(),
             tokens: vec![told(7, 0, "h"), told(8, 1, "i")],
+            calls: Vec::new(),
         }
     }
 
@@ -363,6 +434,50 @@ mod tests {
             piece: hi(),
             reason,
         }
+    }
+
+    #[test]
+    fn calls_have_the_shape_that_clients_read() {
+        let chat = answer(Endpoint::Chat);
+        let start = ToolDelta::Start {
+            index: 0,
+            id: "call_1".to_owned(),
+            name: "f".to_owned(),
+        };
+        let arguments = |json: &str| ToolDelta::Arguments {
+            index: 0,
+            json: json.to_owned(),
+        };
+        let piece = Piece {
+            calls: vec![start, arguments("{\"a\"")],
+            ..Piece::default()
+        };
+        let event = chat.piece(0, &piece);
+        let first = json!({
+            "index": 0, "id": "call_1", "type": "function",
+            "function": {"name": "f", "arguments": ""},
+        });
+        let second = json!({"index": 0, "function": {"arguments": "{\"a\""}});
+        let delta = json!({"tool_calls": [first, second]});
+        assert_eq!(event["choices"][0]["delta"], delta);
+
+        let mut whole = piece;
+        whole.extend(Piece {
+            calls: vec![arguments(":1}")],
+            ..Piece::default()
+        });
+        let complete = Complete {
+            piece: whole,
+            reason: Finish::ToolCalls,
+        };
+        let choice = &chat.whole(&[complete], Usage::default())["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls");
+        let call = json!({
+            "id": "call_1", "type": "function",
+            "function": {"name": "f", "arguments": "{\"a\":1}"},
+        });
+        let message = json!({"role": "assistant", "content": null, "tool_calls": [call]});
+        assert_eq!(choice["message"], message);
     }
 
     #[test]

@@ -79,6 +79,9 @@ pub enum Finish {
     Stop,
     /// It reached its limit.
     Length,
+    /// The model ended it behind calls of tools. Only the front, which reads them, says
+    /// so.
+    ToolCalls,
 }
 
 impl Finish {
@@ -87,6 +90,7 @@ impl Finish {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }

@@ -101,7 +101,7 @@ async fn whole(answer: &Answer, mut started: Started) -> Result<Response, ApiErr
         .map(|index| Complete {
             piece: Piece {
                 text: echo(answer, &started.echoes, index).unwrap_or_default(),
-                tokens: Vec::new(),
+                ..Piece::default()
             },
             reason: Finish::Length,
         })
@@ -153,7 +153,7 @@ async fn stream(
         if let Some(text) = echo(&events.answer, &started.echoes, index) {
             let piece = Piece {
                 text,
-                tokens: Vec::new(),
+                ..Piece::default()
             };
             let event = events.answer.piece(index, &piece);
             events.tell(&event);

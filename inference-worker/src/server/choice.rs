@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::openai::ApiError;
 use crate::openai::response::Piece;
 use crate::scheduler::{Finish, Refusal};
+use crate::tools::{ToolDelta, ToolStream};
 
 /// What an answer does next.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub(super) struct Choice {
     /// `None` once the answer is over.
     generation: Option<Generation>,
     writer: Writer,
+    /// Reads calls, where the model may call.
+    calls: Option<ToolStream>,
     ending: Option<Finish>,
     tokens: usize,
     cached_tokens: usize,
@@ -61,6 +64,7 @@ pub(super) struct Choice {
 pub(super) struct ChoiceParts {
     pub(super) index: usize,
     pub(super) writer: Writer,
+    pub(super) calls: Option<ToolStream>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) prompt_field: &'static str,
     pub(super) begun: Instant,
@@ -73,6 +77,7 @@ impl Choice {
             index: parts.index,
             generation: Some(generation),
             writer: parts.writer,
+            calls: parts.calls,
             ending: None,
             tokens: 0,
             cached_tokens: 0,
@@ -113,13 +118,35 @@ impl Choice {
                 ));
             }
         };
-        let Written { piece, stopped } = written;
+        let Written { mut piece, stopped } = written;
         self.ending = if stopped { Some(Finish::Stop) } else { reason };
         if self.ending.is_some() {
             // Cancels what the engine may still compute.
             self.generation = None;
         }
+        self.read_calls(&mut piece);
         Ok(piece)
+    }
+
+    /// Takes calls out of the text of a piece.
+    fn read_calls(&mut self, piece: &mut Piece) {
+        let Some(calls) = &mut self.calls else {
+            return;
+        };
+        let text = std::mem::take(&mut piece.text);
+        let mut deltas = calls.push(&text);
+        if let Some(reason) = &mut self.ending {
+            deltas.extend(calls.finish());
+            if *reason == Finish::Stop && calls.calls() > 0 {
+                *reason = Finish::ToolCalls;
+            }
+        }
+        for delta in deltas {
+            match delta {
+                ToolDelta::Content(text) => piece.text.push_str(&text),
+                call => piece.calls.push(call),
+            }
+        }
     }
 
     fn refused(&self, refusal: &Refusal) -> ApiError {
@@ -154,7 +181,7 @@ impl Stream for Choice {
             };
             let said = ready!(generation.poll_next(context));
             let event = match this.take(said) {
-                Ok(piece) if piece.text.is_empty() && piece.tokens.is_empty() => continue,
+                Ok(piece) if piece.is_empty() => continue,
                 Ok(piece) => ChoiceEvent::Piece(piece),
                 Err(error) => {
                     this.generation = None;

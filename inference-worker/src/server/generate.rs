@@ -13,9 +13,11 @@ use super::prompt::{self, Encoding};
 use super::writer::{self, Writer};
 use super::{Front, group_failed};
 use crate::engine::{Submit, SubmitError};
-use crate::openai::request::Form;
+use crate::openai::request::{Form, ToolChoice, ToolUse};
 use crate::openai::response::Endpoint;
 use crate::openai::{ApiError, Prompt, ValidRequest};
+use crate::structured::Grammar;
+use crate::tools::ToolStream;
 
 /// The answers of one request on their way, each prompt's together.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ pub(super) async fn start(
     front.check_model(&request.model)?;
     check_ids(front, &request)?;
     let places = Places::take(front, &request)?;
-    check_form(request.form.clone()).await?;
+    let form = required_form(front, &request).await?;
     let prompts = std::mem::take(&mut request.prompts);
     let encoding = Encoding {
         template: request.template.clone(),
@@ -86,7 +88,7 @@ pub(super) async fn start(
         &prompts,
         &limits,
         places,
-        (endpoint, begun),
+        (endpoint, begun, form),
     )?;
     for prompt in &prompts {
         front.metrics.prompt(prompt.len());
@@ -110,14 +112,34 @@ fn check_ids(front: &Front, request: &ValidRequest) -> Result<(), ApiError> {
     prompt::check_ids(front, "logit_bias", biased)
 }
 
-/// Compiles a required form, which takes a while, to see what is wrong with it.
-async fn check_form(form: Option<Form>) -> Result<(), ApiError> {
-    let Some(Form { field, grammar }) = form else {
-        return Ok(());
-    };
-    tokio::task::spawn_blocking(move || grammar.check_field(field))
-        .await
-        .map_err(|_ended| ApiError::failed("the form could not be checked", "internal"))?
+/// What the answer must be, by the client's form or because it must call a tool. Compiling
+/// it, to see what is wrong with it, takes a while.
+async fn required_form(
+    front: &Arc<Front>,
+    request: &ValidRequest,
+) -> Result<Option<Grammar>, ApiError> {
+    let (form, tool_use) = (request.form.clone(), request.tool_use.clone());
+    let is_auto = |tool_use: &ToolUse| tool_use.choice == ToolChoice::Auto;
+    if tool_use.as_ref().is_some_and(is_auto) && !front.takes_tools() {
+        return Err(ApiError::invalid_field(
+            "tools",
+            "cannot be shown to this model, whose chat template takes none; a tool_choice of \
+             \"required\" or of a function works",
+        ));
+    }
+    if form.is_none() && tool_use.is_none() {
+        return Ok(None);
+    }
+    let format = front.tool_format();
+    tokio::task::spawn_blocking(move || {
+        if let Some(Form { field, grammar }) = form {
+            grammar.check_field(field)?;
+            return Ok(Some(grammar));
+        }
+        tool_use.map_or(Ok(None), |tool_use| tool_use.form(format))
+    })
+    .await
+    .map_err(|_ended| ApiError::failed("the form could not be checked", "internal"))?
 }
 
 /// The places that a request's answers take.
@@ -154,7 +176,7 @@ fn submit(
     prompts: &[Arc<[u32]>],
     limits: &[u32],
     mut places: Places,
-    (endpoint, begun): (Endpoint, Instant),
+    (endpoint, begun, form): (Endpoint, Instant, Option<Grammar>),
 ) -> Result<Vec<Choice>, ApiError> {
     let stop_ids = stop_ids(front, request);
     let mut choices = Vec::new();
@@ -178,7 +200,7 @@ fn submit(
                 stop_ids: stop_ids.clone(),
                 priority: request.priority,
                 cache_salt: request.cache_salt.clone(),
-                form: request.form.as_ref().map(|form| form.grammar.clone()),
+                form: form.clone(),
             };
             let generation = front.engine.submit(submit).map_err(|error| match error {
                 SubmitError::GroupFailed(report) => group_failed(&report),
@@ -186,9 +208,17 @@ fn submit(
                 SubmitError::Closed => ApiError::unavailable(error.to_string()),
             })?;
             let tokenizer = Arc::clone(&front.tokenizer);
+            let mut shown = request.shown;
+            // Calls stand behind control tokens.
+            shown.control_tokens |= request.tool_use.is_some();
+            let calls = request.tool_use.as_ref().map(|tool_use| {
+                let answer = format!("{:016x}", RandomState::new().hash_one(choices.len()));
+                ToolStream::new(front.tool_format(), &tool_use.tools, &answer)
+            });
             let parts = ChoiceParts {
                 index: choices.len(),
-                writer: Writer::new(tokenizer, &request.ending, request.shown, min_tokens),
+                writer: Writer::new(tokenizer, &request.ending, shown, min_tokens),
+                calls,
                 metrics: Arc::clone(&front.metrics),
                 prompt_field: endpoint.prompt_field(),
                 begun,

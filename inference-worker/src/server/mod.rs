@@ -31,6 +31,7 @@ use crate::engine::EngineClient;
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
 use crate::openai::response::{self, Endpoint};
+use crate::tools::ToolFormat;
 
 /// Whether requests are taken.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -147,6 +148,19 @@ impl Front {
         } else {
             Err(ApiError::model_not_found(asked, &self.served_name))
         }
+    }
+
+    /// How the model writes calls of tools.
+    fn tool_format(&self) -> ToolFormat {
+        ToolFormat::of_template(self.template.tool_source())
+    }
+
+    /// Whether prompts can tell the model of tools.
+    fn takes_tools(&self) -> bool {
+        // Formats that are built in can.
+        self.template
+            .tool_source()
+            .is_none_or(|source| source.contains("tools"))
     }
 
     fn admit(&self) -> Result<(), ApiError> {

@@ -116,6 +116,7 @@ fn render(
         messages.push(last.with_content(marked));
     }
     let rendered = front.template.render(&Conversation {
+        tools: options.tools.clone(),
         documents: options.documents.clone(),
         variables: options.variables.clone(),
         add_generation_prompt: options.add_generation_prompt,

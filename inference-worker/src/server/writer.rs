@@ -89,6 +89,7 @@ impl Writer {
             piece: Piece {
                 text: passed.text,
                 tokens,
+                calls: Vec::new(),
             },
             stopped: passed.stopped,
         }
@@ -101,7 +102,11 @@ impl Writer {
             std::mem::take(&mut self.held)
         };
         Written {
-            piece: Piece { text, tokens },
+            piece: Piece {
+                text,
+                tokens,
+                calls: Vec::new(),
+            },
             stopped,
         }
     }

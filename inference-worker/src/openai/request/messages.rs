@@ -45,8 +45,16 @@ fn chat_message(index: usize, message: Value) -> Result<ChatMessage, ApiError> {
             return refuse("role", &why);
         }
     };
+    let calls = fields
+        .remove("tool_calls")
+        .filter(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty()));
+    if calls.is_some() && role != "assistant" {
+        return refuse("tool_calls", "are an assistant's");
+    }
     let content = match fields.remove("content") {
         Some(Value::String(content)) => content,
+        // A message of calls need not say anything.
+        None if calls.is_some() => String::new(),
         Some(Value::Array(parts)) => parts
             .into_iter()
             .map(|part| text_part(&place("content"), part))
@@ -68,8 +76,10 @@ fn chat_message(index: usize, message: Value) -> Result<ChatMessage, ApiError> {
     }
     message.insert("role".to_owned(), Value::String(role));
     message.insert("content".to_owned(), Value::String(content));
+    message.extend(calls.map(|calls| ("tool_calls".to_owned(), calls)));
     match fields.keys().next() {
-        None => Ok(ChatMessage::from_fields(message)),
+        None => ChatMessage::from_openai(message)
+            .map_err(|error| ApiError::invalid_field(&place(&error.field), &error.message)),
         Some(other) => refuse(other, "is not supported"),
     }
 }

@@ -1,5 +1,6 @@
 //! What clients send, checked. Every field is honoured or refused by name.
 
+mod calls;
 mod fields;
 mod form;
 mod json;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value};
 use self::fields::Fields;
 use super::ApiError;
 
+pub use calls::{ToolChoice, ToolUse};
 pub use form::Form;
 pub use text::{DetokenizeRequest, TokenizeRequest};
 
@@ -56,6 +58,8 @@ pub struct TemplateOptions {
     pub add_generation_prompt: bool,
     /// Whether the answer goes on with the last message.
     pub continue_final_message: bool,
+    /// Functions that the model may call, as the client wrote them.
+    pub tools: Option<Vec<Value>>,
     /// Texts that the answer may rest on.
     pub documents: Option<Vec<Value>>,
     /// Further variables of the template.
@@ -67,6 +71,7 @@ impl Default for TemplateOptions {
         Self {
             add_generation_prompt: true,
             continue_final_message: false,
+            tools: None,
             documents: None,
             variables: Map::new(),
         }
@@ -102,6 +107,7 @@ impl TemplateOptions {
         Ok(Self {
             add_generation_prompt: opens.unwrap_or(!continues),
             continue_final_message: continues,
+            tools: None,
             documents: fields.take::<Vec<Value>>("documents")?,
             variables,
         })
@@ -168,6 +174,8 @@ pub struct ValidRequest {
     pub ending: Ending,
     /// What the answer as a whole must be.
     pub form: Option<Form>,
+    /// Functions that the model may call.
+    pub tool_use: Option<ToolUse>,
     /// How it is shown.
     pub shown: Shown,
     /// Requests with a lower number are computed first.
@@ -184,7 +192,9 @@ impl ValidRequest {
     pub fn chat(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let prompt = Prompt::Chat(messages::read(fields.required("messages")?)?);
-        let template = TemplateOptions::read(&mut fields)?;
+        let mut template = TemplateOptions::read(&mut fields)?;
+        let (tool_use, tools) = ToolUse::read(&mut fields)?.unzip();
+        template.tools = tools;
         let newer = fields.number("max_completion_tokens", 1, u32::MAX)?;
         let older = fields.number("max_tokens", 1, u32::MAX)?;
         if newer.is_some() && older.is_some() && newer != older {
@@ -197,6 +207,22 @@ impl ValidRequest {
         let mut request = Self::read(&mut fields, vec![prompt], newer.or(older))?;
         request.template = template;
         request.sampling.logprobs = logprobs;
+        let requires_call = tool_use
+            .as_ref()
+            .is_some_and(|tool_use| tool_use.choice != ToolChoice::Auto);
+        if requires_call && request.form.is_some() {
+            return Err(ApiError::invalid_field(
+                "tool_choice",
+                "requires a call, which cannot go with another required form",
+            ));
+        }
+        if requires_call && request.ending.ignores_end {
+            return Err(ApiError::invalid_field(
+                "ignore_eos",
+                "cannot go with a required call, which says where an answer ends",
+            ));
+        }
+        request.tool_use = tool_use;
         fields.refuse_rest()?;
         Ok(request)
     }
@@ -263,6 +289,7 @@ impl ValidRequest {
             max_tokens,
             ending,
             form,
+            tool_use: None,
             shown: parts::shown(fields)?,
             priority: fields.take("priority")?.unwrap_or(0),
             cache_salt: cache_salt(fields)?,

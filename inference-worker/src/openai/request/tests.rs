@@ -155,7 +155,7 @@ fn fields_that_are_not_built_in_are_refused_by_name() {
         sent("n", json!(129)),
         sent("best_of", json!(2)),
         sent("seed", json!(1_u64 << 63)),
-        sent("tools", json!([{}])),
+        sent("tools", json!({})),
         sent("tool_choice", json!("required")),
         sent("logprobs", json!(1)),
         sent("top_logprobs", json!(1)),
@@ -249,7 +249,7 @@ fn messages_are_refused_by_their_place() {
             "messages[1].content",
         ),
         (named, "messages[1].name"),
-        (calling, "messages[1].tool_calls"),
+        (calling, "messages[1].tool_calls[0].function"),
         (odd, "messages[1].tool_call_id"),
         (json!("hi"), "messages[1]"),
     ] {
