@@ -148,10 +148,17 @@ async fn the_openai_client_chats(place: &Place) -> anyhow::Result<()> {
         .collect();
     ensure!(whole.contains("Paris"), "{said}");
     ensure!(pieces.len() > 1 && pieces.concat() == whole, "{said}");
-    ensure!(
-        said["usage"] == said["stream_usage"] && said["finish_reason"] == "stop",
-        "{said}"
-    );
+    let (usage, streamed) = (&said["usage"], &said["stream_usage"]);
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        ensure!(
+            usage[count].is_u64() && usage[count] == streamed[count],
+            "{said}"
+        );
+    }
+    // The second request begins as the first did.
+    let cached = &streamed["prompt_tokens_details"]["cached_tokens"];
+    ensure!(cached.as_u64().is_some_and(|cached| cached > 0), "{said}");
+    ensure!(said["finish_reason"] == "stop", "{said}");
     ensure!(said["models"] == json!([NAME]), "{said}");
     ensure!(
         said["completion"]

@@ -141,8 +141,14 @@ mod tests {
         assert_eq!(read(&json!({"tools": []})).expect("valid"), None);
         for (body, field) in [
             (json!({"tool_choice": "required"}), "tool_choice"),
-            (json!({"tools": tools, "tool_choice": named("g")}), "tool_choice"),
-            (json!({"tools": tools, "tool_choice": "some"}), "tool_choice"),
+            (
+                json!({"tools": tools, "tool_choice": named("g")}),
+                "tool_choice",
+            ),
+            (
+                json!({"tools": tools, "tool_choice": "some"}),
+                "tool_choice",
+            ),
             (json!({"tools": [{}]}), "tools[0]"),
         ] {
             let error = read(&body).expect_err("is refused");
