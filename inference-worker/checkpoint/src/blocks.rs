@@ -76,6 +76,13 @@ impl BlockGeometry {
         group == KvGroup::All || self.chunk.is_some()
     }
 
+    /// The groups whose layers exist.
+    pub fn groups(self) -> impl Iterator<Item = KvGroup> {
+        KvGroup::EACH
+            .into_iter()
+            .filter(move |group| self.has(*group))
+    }
+
     /// Whether a block of either group holds the same tokens, so that both can be
     /// found by what a sequence begins with.
     pub fn is_aligned(&self) -> bool {

@@ -140,9 +140,8 @@ impl BlockTables {
     /// next token attends to still is.
     fn check_own(&self, number: usize, slot: &Slot, start: usize) -> Result<(), StepError> {
         let known = slot.tokens;
-        let is_there = KvGroup::EACH.iter().all(|&group| {
-            !self.geometry.has(group)
-                || self.geometry.place(group, start) == 0
+        let is_there = self.geometry.groups().all(|group| {
+            self.geometry.place(group, start) == 0
                 || self.geometry.first_block(group, start) >= slot.tables[group as usize].first
         });
         if start <= known && is_there {
@@ -165,10 +164,7 @@ impl BlockTables {
         changes: &[TableChange; 2],
         (start, end): (usize, usize),
     ) -> Result<(), StepError> {
-        for group in KvGroup::EACH
-            .into_iter()
-            .filter(|group| self.geometry.has(*group))
-        {
+        for group in self.geometry.groups() {
             let (change, table) = (&changes[group as usize], &slot.tables[group as usize]);
             let (first, keep) = (change.first as usize, change.keep as usize);
             let kept = if keep > first { keep } else { first };
@@ -198,10 +194,7 @@ impl BlockTables {
         let end = start + segment.tokens.len();
         let slot = &mut self.slots[number];
         slot.tokens = end;
-        for group in KvGroup::EACH
-            .into_iter()
-            .filter(|group| self.geometry.has(*group))
-        {
+        for group in self.geometry.groups() {
             let table = &mut slot.tables[group as usize];
             match (&segment.tables, &mut self.free) {
                 (Some(changes), _) => {

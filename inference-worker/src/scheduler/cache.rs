@@ -153,13 +153,6 @@ impl BlockCache {
         self.pools.each_ref().map(|pool| pool.holders.len())
     }
 
-    fn groups(&self) -> impl Iterator<Item = KvGroup> + use<> {
-        let geometry = self.geometry;
-        KvGroup::EACH
-            .into_iter()
-            .filter(move |group| geometry.has(*group))
-    }
-
     /// The longest prefix, in tokens, of which the blocks that its successor attends
     /// to are all known; `hashes` are those of the sequence's complete blocks.
     pub(super) fn longest_prefix(&self, hashes: &[BlockHash]) -> usize {
@@ -184,7 +177,7 @@ impl BlockCache {
     /// Holds the blocks of a prefix of `tokens`, as [`Self::longest_prefix`] found it.
     pub(super) fn hold_prefix(&mut self, hashes: &[BlockHash], tokens: usize) -> Held {
         let mut held = Held::default();
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             let first = self.geometry.first_block(group, tokens);
             let blocks = hashes[..tokens / BLOCK_TOKENS].iter().skip(first);
             let pool = &mut self.pools[group as usize];
@@ -207,7 +200,7 @@ impl BlockCache {
         {
             return false;
         }
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             for _ in 0..missing[group as usize] {
                 let block = self.pools[group as usize].take();
                 held[group as usize].blocks.extend(block);
@@ -228,7 +221,7 @@ impl BlockCache {
     /// Lets go of the blocks that the token at `position` and those behind it do not
     /// attend to.
     pub(super) fn let_go_before(&mut self, held: &mut Held, position: usize) {
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             let held = &mut held[group as usize];
             let first = self.geometry.first_block(group, position);
             let count = first.saturating_sub(held.first).min(held.blocks.len());
@@ -249,7 +242,7 @@ impl BlockCache {
         if !self.shares {
             return;
         }
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             let held = &held[group as usize];
             for number in blocks.clone().filter(|number| *number >= held.first) {
                 if let Some(block) = held.blocks.get(number - held.first) {
@@ -262,7 +255,7 @@ impl BlockCache {
     /// Lets go of all blocks of a sequence, the last first: they are the least likely
     /// to be asked for again.
     pub(super) fn release(&mut self, held: &mut Held) {
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             let held = std::mem::take(&mut held[group as usize]);
             for block in held.blocks.into_iter().rev() {
                 self.pools[group as usize].release(block);

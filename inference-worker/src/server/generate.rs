@@ -120,7 +120,7 @@ async fn required_form(
 ) -> Result<Option<Grammar>, ApiError> {
     let (form, tool_use) = (request.form.clone(), request.tool_use.clone());
     let is_auto = |tool_use: &ToolUse| tool_use.choice == ToolChoice::Auto;
-    if tool_use.as_ref().is_some_and(is_auto) && !front.takes_tools() {
+    if tool_use.as_ref().is_some_and(is_auto) && !front.takes_tools {
         return Err(ApiError::invalid_field(
             "tools",
             "cannot be shown to this model, whose chat template takes none; a tool_choice of \
@@ -130,7 +130,7 @@ async fn required_form(
     if form.is_none() && tool_use.is_none() {
         return Ok(None);
     }
-    let format = front.tool_format();
+    let format = front.tool_format;
     tokio::task::spawn_blocking(move || {
         if let Some(Form { field, grammar }) = form {
             grammar.check_field(field)?;
@@ -213,7 +213,7 @@ fn submit(
             shown.control_tokens |= request.tool_use.is_some();
             let calls = request.tool_use.as_ref().map(|tool_use| {
                 let answer = format!("{:016x}", RandomState::new().hash_one(choices.len()));
-                ToolStream::new(front.tool_format(), &tool_use.tools, &answer)
+                ToolStream::new(front.tool_format, &tool_use.tools, &answer)
             });
             let parts = ChoiceParts {
                 index: choices.len(),

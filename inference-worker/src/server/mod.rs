@@ -83,6 +83,10 @@ pub struct Front {
     created: u64,
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
+    /// How the model writes calls of tools.
+    tool_format: ToolFormat,
+    /// Whether prompts can tell the model of tools.
+    takes_tools: bool,
     engine: EngineClient,
     admission: watch::Receiver<Admission>,
     metrics: Arc<Metrics>,
@@ -130,6 +134,12 @@ impl Front {
             max_tokens: parts.max_tokens,
             created: unix_seconds(),
             tokenizer: Arc::new(parts.tokenizer),
+            tool_format: ToolFormat::of_template(parts.template.tool_source()),
+            // Formats that are built in can.
+            takes_tools: parts
+                .template
+                .tool_source()
+                .is_none_or(|source| source.contains("tools")),
             template: parts.template,
             engine: parts.engine,
             admission: parts.admission,
@@ -148,19 +158,6 @@ impl Front {
         } else {
             Err(ApiError::model_not_found(asked, &self.served_name))
         }
-    }
-
-    /// How the model writes calls of tools.
-    fn tool_format(&self) -> ToolFormat {
-        ToolFormat::of_template(self.template.tool_source())
-    }
-
-    /// Whether prompts can tell the model of tools.
-    fn takes_tools(&self) -> bool {
-        // Formats that are built in can.
-        self.template
-            .tool_source()
-            .is_none_or(|source| source.contains("tools"))
     }
 
     fn admit(&self) -> Result<(), ApiError> {

@@ -62,13 +62,6 @@ impl Ranks {
         }
     }
 
-    fn groups(&self) -> impl Iterator<Item = KvGroup> + use<> {
-        let geometry = self.geometry;
-        KvGroup::EACH
-            .into_iter()
-            .filter(move |group| geometry.has(*group))
-    }
-
     /// Computes a step; the tokens that each awaited request draws, guesses included.
     pub(super) fn step(&mut self, scheduler: &Scheduler, segments: &[Segment]) -> Vec<Vec<u32>> {
         self.check(segments);
@@ -80,7 +73,7 @@ impl Ranks {
         for segment in segments {
             for (offset, token) in segment.tokens.iter().enumerate() {
                 let position = segment.start as usize + offset;
-                for group in self.groups() {
+                for group in self.geometry.groups() {
                     let (block, place) = self.place(segment.slot, group, position);
                     self.blocks[group as usize][block][place] = Some(*token);
                 }
@@ -113,7 +106,7 @@ impl Ranks {
     fn change(&mut self, segment: &Segment) {
         let changes = segment.tables.as_ref().expect("blocks are planned");
         let end = segment.start as usize + segment.tokens.len();
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             let tables = self.tables.entry(segment.slot).or_default();
             let (first, blocks) = &mut tables[group as usize];
             let change = &changes[group as usize];
@@ -136,7 +129,7 @@ impl Ranks {
     /// No block that a step writes may be in the table of another sequence that the
     /// step computes.
     fn check_writes(&self, segments: &[Segment]) {
-        for group in self.groups() {
+        for group in self.geometry.groups() {
             let mut tables: BTreeMap<u32, u32> = BTreeMap::new();
             for segment in segments {
                 for block in &self.tables[&segment.slot][group as usize].1 {
