@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use llama_contract::FailureCategory;
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
 use llama_model::sample::{Sampler, SamplingParams};
@@ -88,6 +89,7 @@ pub fn run(args: &BenchArgs) -> Result<BenchReport, Failure> {
         max_tokens,
         kv: KvFormat::F16,
         verify: false,
+        adapters: AdapterRoom::NONE,
     };
     let mut model =
         Llama::load(&checkpoint, &options, &|_, _| {}).map_err(|error| of_model(&error))?;
@@ -150,6 +152,7 @@ impl Bench<'_> {
                 } else {
                     Wanted::None
                 },
+                adapter: None,
                 tables: None,
             };
             rows = self.step(&[segment])?;
@@ -191,6 +194,7 @@ impl Bench<'_> {
                 start: self.args.depth + index,
                 tokens: vec![*token],
                 logits: Wanted::Last,
+                adapter: None,
                 tables: None,
             });
             let rows = self.step(&segments.collect::<Vec<_>>())?;

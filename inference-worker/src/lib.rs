@@ -5,6 +5,7 @@
 //! 0 plans the steps ([`scheduler`]); the first pod's supervisor answers clients
 //! ([`server`], [`openai`]) and talks to rank 0 in tokens ([`engine`]).
 
+pub mod adapters;
 pub mod bench;
 pub mod cgroup;
 pub mod comm;

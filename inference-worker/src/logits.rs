@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT};
+use llama_model::adapter::AdapterRoom;
 use llama_model::blocks::KvCapacity;
 use llama_model::{
     Checkpoint, Llama, LoadOptions, ModelError, Segment, StepModel, Wanted, memory::KvFormat,
 };
 use safetensors::{Dtype, tensor::TensorView};
 
+use crate::adapters::AdapterArgs;
 use crate::comm::board::Board;
 use crate::comm::placement::Placement;
 use crate::comm::region::Region;
@@ -233,6 +235,7 @@ impl<'a> Job<'a> {
             max_tokens: self.tokens.len(),
             kv: KvFormat::from(self.args.dtype),
             verify: self.args.verify_digests,
+            adapters: AdapterRoom::NONE,
         };
         let mut model = Llama::load(self.checkpoint, &options, &|_, _| {})
             .map_err(|error| of_model(&error).at_rank(number))?;
@@ -263,6 +266,7 @@ impl<'a> Job<'a> {
                 start,
                 tokens: tokens.to_vec(),
                 logits: Wanted::All,
+                adapter: None,
                 tables: None,
             };
             let computed = model.step(&[segment], link);
@@ -301,6 +305,7 @@ impl<'a> Job<'a> {
                 max_tokens: u32::try_from(self.tokens.len()).unwrap_or(u32::MAX),
                 compute: "f32".to_owned(),
                 kv: dtype.to_lowercase(),
+                adapters: AdapterArgs::default(),
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
             rank,

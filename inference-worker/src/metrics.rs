@@ -148,6 +148,12 @@ impl Metrics {
         Ok(text)
     }
 
+    /// Adapters that there is room for, and names of those of running and of waiting
+    /// requests.
+    pub fn adapters(&self, most: usize, [running, waiting]: [&[String]; 2]) {
+        self.engine.set_adapters(most, [running, waiting]);
+    }
+
     /// A prompt was taken.
     pub(crate) fn prompt(&self, tokens: usize) {
         self.prompt_tokens.inc_by(tokens as u64);

@@ -10,6 +10,7 @@ use llama_model::memory::{KvFormat, MemoryPlan, MemoryRequest, Target};
 use llama_model::{Checkpoint, Layout, ModelError};
 use serde_json::{Value, json};
 
+use crate::adapters::AdapterArgs;
 use crate::quantity;
 use crate::rank::STEP_TOKENS;
 
@@ -120,6 +121,9 @@ pub struct PlanArgs {
     /// What context, communication and activations take of a device.
     #[arg(long, default_value = "3Gi", value_parser = quantity::bytes)]
     pub device_runtime: u64,
+    /// Room for adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// Prints the plan as JSON.
     #[arg(long)]
     pub json: bool,
@@ -166,6 +170,7 @@ impl Report {
             max_tokens: args.max_tokens.unwrap_or(context),
             step_tokens: STEP_TOKENS as usize,
             kv: args.dtype.into(),
+            adapters: args.adapters.room(),
         };
         let plan = MemoryPlan::new(&checkpoint, &request)?;
         #[expect(
@@ -225,6 +230,7 @@ impl Report {
             "plan": plan,
             "weights": plan.weights(),
             "kv_bytes_of_longest": plan.kv_bytes(plan.max_tokens),
+            "adapters": plan.adapters(),
             "total_with_one_sequence": plan.total(1),
             "fits": self.fits(),
             "sequences": sequences,
@@ -270,6 +276,9 @@ impl Report {
             plan.max_tokens,
             size(plan.total(1))
         );
+        if plan.adapters() > 0 {
+            let _ = writeln!(text, "  of it room for adapters: {}", size(plan.adapters()));
+        }
         for (length, count) in self.sequences() {
             let _ = writeln!(text, "  fits {count} sequences of {length} tokens");
         }

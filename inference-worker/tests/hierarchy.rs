@@ -102,6 +102,7 @@ fn party(orders: &Orders) -> Party {
     Party {
         token: "secret".to_owned(),
         identity: Identity {
+            adapters: llama_worker::adapters::AdapterArgs::default(),
             group: "g".to_owned(),
             revision: "r".to_owned(),
             epoch: 1,

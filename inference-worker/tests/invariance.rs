@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use llama_model::adapter::AdapterRoom;
 use llama_model::blocks::BlockGeometry;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
@@ -77,6 +78,7 @@ impl Served<'_> {
             max_tokens: MAX_TOKENS,
             kv: KvFormat::F16,
             verify: false,
+            adapters: AdapterRoom::NONE,
         };
         let mut model = Llama::load(self.checkpoint, &options, &|_, _| {}).expect("loads");
         let mut scheduler = Scheduler::new(limits);

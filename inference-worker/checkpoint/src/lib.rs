@@ -3,6 +3,7 @@
 //!
 //! Reads GGUF and safetensors headers and `config.json`; never weights.
 
+pub mod adapter;
 pub mod advice;
 pub mod blocks;
 pub mod checkpoint;

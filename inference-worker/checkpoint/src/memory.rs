@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use crate::adapter::AdapterRoom;
 use crate::advice::Limit;
 use crate::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvCapacity};
 use crate::checkpoint::Checkpoint;
@@ -83,6 +84,8 @@ pub struct MemoryRequest {
     pub step_tokens: usize,
     /// The form of keys and values.
     pub kv: KvFormat,
+    /// Room for adapters.
+    pub adapters: AdapterRoom,
 }
 
 /// Memory of one rank. Bytes.
@@ -103,6 +106,8 @@ pub struct RankPlan {
     pub sequence_overhead: u64,
     /// Process and activations.
     pub reserve: u64,
+    /// Room for adapters.
+    pub adapters: u64,
 }
 
 /// Memory of the ranks of one pod, or of a whole group. Pages of files are not in
@@ -155,7 +160,13 @@ impl RankPlan {
                 Target::Cpu { .. } | Target::Device { .. } => 0,
             },
             reserve,
+            adapters: request.adapters.bytes(config, &shard),
         })
+    }
+
+    /// What it takes before the first sequence.
+    fn fixed(&self) -> u64 {
+        self.weights + self.adapters + self.reserve
     }
 
     /// KV cache of a sequence of `tokens`.
@@ -212,6 +223,16 @@ impl MemoryPlan {
         ranks.map(|rank| rank.kv_bytes(tokens, self.chunk)).sum()
     }
 
+    /// Room for adapters, over all ranks.
+    pub fn adapters(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.adapters).sum()
+    }
+
+    /// What is taken before the first sequence.
+    fn fixed(&self) -> u64 {
+        self.supervisor + self.ranks.iter().map(RankPlan::fixed).sum::<u64>()
+    }
+
     fn sequence_overhead(&self) -> u64 {
         self.ranks.iter().map(|rank| rank.sequence_overhead).sum()
     }
@@ -223,19 +244,19 @@ impl MemoryPlan {
     /// Bytes for `sequences` of the longest length.
     pub fn total(&self, sequences: usize) -> u64 {
         let each = self.sequence_bytes(self.max_tokens);
-        self.weights() + self.reserve() + sequences as u64 * each
+        self.fixed() + sequences as u64 * each
     }
 
     /// Sequences of `tokens` that fit a memory of `limit` bytes for all ranks.
     pub fn sequences_within(&self, limit: u64, tokens: usize) -> usize {
-        let left = limit.saturating_sub(self.weights() + self.reserve());
+        let left = limit.saturating_sub(self.fixed());
         count(left, self.sequence_bytes(tokens))
     }
 
     /// Sequences of `tokens` that fit where each rank has `limit` bytes of its own.
     pub fn sequences_within_each(&self, limit: u64, tokens: usize) -> usize {
         let of_rank = |rank: &RankPlan| {
-            let left = limit.saturating_sub(rank.weights + rank.reserve);
+            let left = limit.saturating_sub(rank.fixed());
             count(
                 left,
                 rank.kv_bytes(tokens, self.chunk) + rank.sequence_overhead,
@@ -248,7 +269,7 @@ impl MemoryPlan {
     /// own and layers keep all tokens of a sequence.
     pub fn tokens_within_each(&self, limit: u64) -> u64 {
         let of_rank = |rank: &RankPlan| {
-            let left = limit.saturating_sub(rank.weights + rank.reserve);
+            let left = limit.saturating_sub(rank.fixed());
             let page = rank.kv_bytes(BLOCK_TOKENS, None);
             left.checked_div(page).unwrap_or(u64::MAX)
         };
@@ -275,13 +296,10 @@ impl MemoryPlan {
         match limit {
             // Not a promise of so much memory.
             Limit::Together(u64::MAX) => room(&self.ranks, u64::MAX),
-            Limit::Together(limit) => {
-                let taken = self.weights() + self.reserve();
-                room(&self.ranks, limit.checked_sub(taken)?)
-            }
+            Limit::Together(limit) => room(&self.ranks, limit.checked_sub(self.fixed())?),
             Limit::Each(limit) => {
                 let rooms = self.ranks.iter().map(|rank| {
-                    let left = limit.checked_sub(rank.weights + rank.reserve)?;
+                    let left = limit.checked_sub(rank.fixed())?;
                     room(std::slice::from_ref(rank), left)
                 });
                 rooms
@@ -315,8 +333,12 @@ impl MemoryPlan {
             0 => String::new(),
             tokens => format!(" or lower spec.context.maxTokens to {tokens}"),
         };
+        let adapters = match self.adapters() {
+            0 => String::new(),
+            bytes => format!("adapters {} MiB, ", mib(bytes)),
+        };
         format!(
-            "needs {needed} MiB ({ranks}: weights {} MiB, KV cache of one sequence of {} tokens {} MiB, reserve {} MiB), the limit is {} MiB; raise spec.resources.memory to {needed}Mi{shorter}",
+            "needs {needed} MiB ({ranks}: weights {} MiB, {adapters}KV cache of one sequence of {} tokens {} MiB, reserve {} MiB), the limit is {} MiB; raise spec.resources.memory to {needed}Mi{shorter}",
             mib(self.weights()),
             self.max_tokens,
             mib(self.kv_bytes(self.max_tokens)),

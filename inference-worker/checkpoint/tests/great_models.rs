@@ -14,6 +14,7 @@ mod synthetic;
 
 use std::collections::BTreeMap;
 
+use llama_checkpoint::adapter::AdapterRoom;
 use llama_checkpoint::memory::{KvFormat, Target};
 use llama_checkpoint::slices::{ModelSlices, Place};
 use llama_checkpoint::stored::{Region, StoredTensor};
@@ -141,6 +142,7 @@ fn plan(model: Model, tensor: usize, pipeline: usize) -> MemoryPlan {
         max_tokens: 131_072,
         step_tokens: 2048,
         kv: KvFormat::F16,
+        adapters: AdapterRoom::NONE,
     };
     MemoryPlan::new(&checkpoint, &request).expect("plans")
 }

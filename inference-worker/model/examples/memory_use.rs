@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::{KvFormat, Target};
 use llama_model::sample::{Sampler, SamplingParams};
@@ -79,6 +80,7 @@ fn measure() -> Result<Value, Box<dyn Error>> {
         max_tokens: tokens,
         kv: KvFormat::F16,
         verify: false,
+        adapters: AdapterRoom::NONE,
     };
     let name = model
         .file_name()
@@ -132,6 +134,7 @@ fn measure() -> Result<Value, Box<dyn Error>> {
 
 fn planned(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<MemoryPlan, Box<dyn Error>> {
     let request = MemoryRequest {
+        adapters: AdapterRoom::NONE,
         layout: options.layout,
         ranks: 0..1,
         target: Target::Cpu {
@@ -169,6 +172,7 @@ fn run(model: &mut Llama, tokens: usize) -> Result<(), Box<dyn Error>> {
             start: u32::try_from(done)?,
             tokens: ids,
             logits: Wanted::Last,
+            adapter: None,
             tables: None,
         };
         let rows = model.step(&[segment], &mut LocalCollective)?;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
 use llama_model::text::{Special, Tokenizer};
@@ -96,6 +97,7 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
         max_tokens: arguments.context,
         kv: KvFormat::F16,
         verify: false,
+        adapters: AdapterRoom::NONE,
     };
     let mut model = Llama::load(&checkpoint, &options, &|_, _| {})?;
 
@@ -174,6 +176,7 @@ fn score_window(
         start: 0,
         tokens: tokens[..scored_from].to_vec(),
         logits: Wanted::None,
+        adapter: None,
         tables: None,
     };
     // Nothing is scored by what follows the last token.
@@ -182,6 +185,7 @@ fn score_window(
         start: u32::try_from(scored_from)?,
         tokens: tokens[scored_from..window.len() - 1].to_vec(),
         logits: Wanted::All,
+        adapter: None,
         tables: None,
     };
     model.step(&[context], &mut LocalCollective)?;

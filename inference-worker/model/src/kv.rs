@@ -216,6 +216,7 @@ mod tests {
             start: u32::try_from(start).expect("small"),
             tokens: vec![0; len],
             logits: Wanted::None,
+            adapter: None,
             tables: None,
         }
     }

@@ -1,11 +1,13 @@
 //! One transformer layer on one rank.
 
 use candle_core::{Result, Tensor};
+use llama_checkpoint::adapter::Target;
 
 use crate::attention::{Attend, AttentionForm};
 use crate::experts::Experts;
 use crate::kernels::Isa;
 use crate::linear::Linear;
+use crate::lora::rows::{LayerAdapters, Parts};
 use crate::ops::{AddTo, Reduce, RmsNorm, SiluMul};
 use crate::step::StepError;
 
@@ -41,11 +43,11 @@ pub(crate) struct Network {
 
 impl Network {
     /// This rank's part of the output.
-    fn forward(&self, x: &Tensor, isa: Isa) -> Result<Tensor> {
-        let gate = self.gate.forward(x)?;
-        let up = self.up.forward(x)?;
-        self.down
-            .forward(&gate.apply_op2_no_bwd(&up, &SiluMul(isa))?)
+    fn forward(&self, x: &Tensor, isa: Isa, adapters: LayerAdapters<'_>) -> Result<Parts> {
+        let gate = adapters.forward(Target::Gate, &self.gate, x)?;
+        let up = adapters.forward(Target::Up, &self.up, x)?;
+        let inner = gate.apply_op2_no_bwd(&up, &SiluMul(isa))?;
+        adapters.parts(Target::Down, &self.down, &inner)
     }
 }
 
@@ -56,40 +58,50 @@ impl Layer {
         &self,
         x: &Tensor,
         attend: &Attend<'_>,
+        adapters: LayerAdapters<'_>,
         reduce: &Reduce<'_>,
     ) -> std::result::Result<(), StepError> {
-        let part = self.attention(x, attend).map_err(StepError::Compute)?;
-        reduce.sum(&part)?;
-        x.inplace_op2(&part, &AddTo).map_err(StepError::Compute)?;
         let parts = self
-            .feed_forward(x, attend.step.isa)
+            .attention(x, attend, adapters)
             .map_err(StepError::Compute)?;
-        reduce.sum(&parts)?;
-        self.add_parts(x, &parts).map_err(StepError::Compute)
+        let sum = adapters.sum(Target::Output, parts, reduce)?;
+        x.inplace_op2(&sum, &AddTo).map_err(StepError::Compute)?;
+        let parts = self
+            .feed_forward(x, attend.step.isa, adapters)
+            .map_err(StepError::Compute)?;
+        let sums = adapters.sum(Target::Down, parts, reduce)?;
+        self.add_parts(x, &sums).map_err(StepError::Compute)
     }
 
     /// This rank's part of the attention output.
-    fn attention(&self, x: &Tensor, attend: &Attend<'_>) -> Result<Tensor> {
+    fn attention(
+        &self,
+        x: &Tensor,
+        attend: &Attend<'_>,
+        adapters: LayerAdapters<'_>,
+    ) -> Result<Parts> {
         let x = self.attention_norm.forward(x)?;
         let (q, k, v) = (
-            self.query.forward(&x)?,
-            self.key.forward(&x)?,
-            self.value.forward(&x)?,
+            adapters.forward(Target::Query, &self.query, &x)?,
+            adapters.forward(Target::Key, &self.key, &x)?,
+            adapters.forward(Target::Value, &self.value, &x)?,
         );
-        self.output.forward(&q.apply_op3_no_bwd(&k, &v, attend)?)
+        let attended = q.apply_op3_no_bwd(&k, &v, attend)?;
+        adapters.parts(Target::Output, &self.output, &attended)
     }
 
     /// This rank's part of the feed-forward output. With experts it is twice as
     /// high as `x`: the shared network's part above the experts'. They are summed
     /// over ranks side by side, since the sum of sums would depend on how many
     /// ranks take it.
-    fn feed_forward(&self, x: &Tensor, isa: Isa) -> Result<Tensor> {
+    fn feed_forward(&self, x: &Tensor, isa: Isa, adapters: LayerAdapters<'_>) -> Result<Parts> {
         let x = self.feed_forward_norm.forward(x)?;
         match &self.feed_forward {
-            FeedForward::Dense(network) => network.forward(&x, isa),
+            FeedForward::Dense(network) => network.forward(&x, isa, adapters),
             FeedForward::Experts { shared, experts } => {
-                let shared = shared.forward(&x, isa)?;
-                Tensor::cat(&[&shared, &experts.forward(&x)?], 0)
+                let mut parts = shared.forward(&x, isa, adapters)?;
+                parts.product = Tensor::cat(&[&parts.product, &experts.forward(&x)?], 0)?;
+                Ok(parts)
             }
         }
     }

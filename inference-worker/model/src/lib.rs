@@ -18,6 +18,7 @@ mod layer;
 mod linear;
 pub mod llama;
 mod load;
+pub mod lora;
 mod ops;
 mod rope;
 pub mod sample;
@@ -28,8 +29,8 @@ mod threads;
 
 pub use llama_checkpoint::{
     Checkpoint, Gguf, Layout, LlamaConfig, MemoryPlan, MemoryRequest, ModelError,
-    ModelErrorCategory, Shard, advice, blocks, checkpoint, config, error, gguf, memory, order,
-    shard, slices,
+    ModelErrorCategory, Shard, adapter, advice, blocks, checkpoint, config, error, gguf, memory,
+    order, shard, slices,
 };
 
 pub use collective::{Collective, CollectiveError, LocalCollective};

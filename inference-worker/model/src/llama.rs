@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use llama_checkpoint::adapter::AdapterRoom;
 use llama_checkpoint::blocks::KvBlocks;
 use llama_checkpoint::memory::{KvFormat, check_context};
 use llama_checkpoint::slices::ModelSlices;
@@ -18,6 +19,8 @@ use crate::kv::KvCache;
 use crate::layer::{FeedForward, Layer, Network};
 use crate::linear::{Linear, Matrix};
 use crate::load::{self, LoadedFeedForward, LoadedNetwork};
+use crate::lora::rows::StepAdapters;
+use crate::lora::{self, AdapterLoader, Adapters, LoadedAdapter, Loading, Matrices};
 use crate::ops::{Reduce, RmsNorm};
 use crate::rope::Rope;
 use crate::step::{Segment, StepError, StepModel, wanted_rows};
@@ -43,6 +46,8 @@ pub struct LoadOptions {
     pub kv: KvFormat,
     /// Whether weights must have the digests that the checkpoint holds of them.
     pub verify: bool,
+    /// Room for adapters.
+    pub adapters: AdapterRoom,
 }
 
 /// One rank's part of a Llama model, with its KV cache.
@@ -61,6 +66,8 @@ pub struct Llama {
     vocab_ranges: Vec<Range<usize>>,
     threads: Arc<Threads>,
     isa: Isa,
+    adapters: Adapters<Linear>,
+    loading: Loading,
 }
 
 /// What turns loaded weights into parts of a model.
@@ -190,6 +197,8 @@ impl Llama {
             vocab_ranges,
             threads,
             isa,
+            adapters: Adapters::new(),
+            loading: Loading::on_cores(checkpoint, shard.clone(), options.adapters),
             shard,
             config,
         })
@@ -242,6 +251,7 @@ impl Llama {
             self.cache.extend(segment);
         }
         let rows = StepRows::new(sequences, &self.rope, self.config.chunk);
+        let adapters = StepAdapters::new(&self.adapters, segments).map_err(StepError::Compute)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let attend = Attend {
                 cache: RefCell::new(&mut self.cache),
@@ -255,7 +265,7 @@ impl Llama {
                     isa: self.isa,
                 },
             };
-            layer.forward(&x, &attend, reduce)?;
+            layer.forward(&x, &attend, adapters.of_layer(index), reduce)?;
         }
         if !self.shard.is_last_stage() {
             reduce.send(&x)?;
@@ -297,10 +307,29 @@ impl StepModel for Llama {
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError> {
         self.cache.check(segments, self.config.vocab)?;
+        lora::check(&self.adapters, segments).map_err(StepError::Invalid)?;
         if segments.is_empty() {
             return Ok(Vec::new());
         }
         let threads = Arc::clone(&self.threads);
         threads.run(|| self.compute(segments, &Reduce::new(collective)))
+    }
+
+    fn adapter_loader(&self) -> AdapterLoader {
+        self.loading.loader()
+    }
+
+    fn put_adapter(&mut self, place: u32, adapter: LoadedAdapter) -> Result<(), StepError> {
+        let Matrices::Cores(adapter) = adapter.matrices else {
+            return Err(StepError::Invalid("an adapter for a device".to_owned()));
+        };
+        let linear = |matrix| Linear::new(matrix, self.isa, Arc::clone(&self.threads));
+        let adapter = lora::rows::multiplying(adapter, linear);
+        self.adapters.insert(place, adapter);
+        Ok(())
+    }
+
+    fn drop_adapter(&mut self, place: u32) {
+        self.adapters.remove(&place);
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::collective::{Collective, CollectiveError};
+use crate::lora::{AdapterLoader, LoadedAdapter};
 
 /// Tokens of one sequence that a step computes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct Segment {
     pub tokens: Vec<u32>,
     /// Which logits are wanted.
     pub logits: Wanted,
+    /// Place of the adapter that changes the model for these tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<u32>,
     /// How the sequence's block tables change before, by
     /// [`KvGroup`](crate::blocks::KvGroup). `None` where each slot has blocks of its
     /// own.
@@ -110,6 +114,19 @@ pub trait StepModel: Send {
         segments: &[Segment],
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError>;
+
+    /// What loads adapters for [`StepModel::put_adapter`], on another thread if need be.
+    fn adapter_loader(&self) -> AdapterLoader;
+
+    /// Takes an adapter, which segments name by `place` from now on, in place of an
+    /// earlier one.
+    ///
+    /// # Errors
+    /// When the adapter was not loaded for this model.
+    fn put_adapter(&mut self, place: u32, adapter: LoadedAdapter) -> Result<(), StepError>;
+
+    /// Forgets the adapter at `place`.
+    fn drop_adapter(&mut self, place: u32);
 }
 
 #[cfg(test)]

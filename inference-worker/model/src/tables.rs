@@ -238,6 +238,7 @@ mod tests {
             start: u32::try_from(start).expect("small"),
             tokens: vec![1; len],
             logits: Wanted::Last,
+            adapter: None,
             tables,
         }
     }

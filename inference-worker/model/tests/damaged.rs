@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::fixture::TinyLlama;
 use llama_model::gguf::GgmlType;
@@ -26,6 +27,7 @@ const OPTIONS: LoadOptions = LoadOptions {
     max_tokens: 64,
     kv: KvFormat::F16,
     verify: false,
+    adapters: AdapterRoom::NONE,
 };
 
 /// The sentence and category that loading ends with.

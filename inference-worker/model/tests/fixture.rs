@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use common::{Setup, on_ranks, segment};
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::fixture::{GgufWriter, TinyLlama};
 use llama_model::gguf::{GgmlType, Value};
@@ -54,6 +55,7 @@ const OPTIONS: LoadOptions = LoadOptions {
     max_tokens: 64,
     kv: KvFormat::F16,
     verify: false,
+    adapters: AdapterRoom::NONE,
 };
 
 fn load(checkpoint: &Checkpoint) -> Result<Llama, ModelError> {
@@ -230,6 +232,7 @@ fn request(world: usize, max_tokens: usize) -> MemoryRequest {
         max_tokens,
         step_tokens: 64,
         kv: KvFormat::F16,
+        adapters: AdapterRoom::NONE,
     }
 }
 
@@ -249,6 +252,41 @@ fn layouts_that_do_not_divide_are_refused() {
     assert_eq!(
         refused(2, 513),
         "sequences of 513 tokens: the model takes 1 to 512"
+    );
+}
+
+#[test]
+fn room_for_adapters_is_planned() {
+    let (_folder, checkpoint) = checkpoint(&TinyLlama::default().gguf());
+    let plan = |adapters| {
+        let request = MemoryRequest {
+            adapters,
+            ..request(2, 512)
+        };
+        MemoryPlan::new(&checkpoint, &request).expect("plans")
+    };
+    let (none, some) = (
+        plan(AdapterRoom::NONE),
+        plan(AdapterRoom {
+            count: 1000,
+            rank: 64,
+        }),
+    );
+    assert_eq!(none.adapters(), 0);
+    assert!(some.adapters() > 1 << 20);
+    for sequences in [0, 3] {
+        assert_eq!(
+            some.total(sequences),
+            none.total(sequences) + some.adapters()
+        );
+    }
+    let limit = none.total(1);
+    assert_eq!(none.sequences_within(limit, 512), 1);
+    let error = some.check(limit).expect_err("no room").to_string();
+    let adapters = some.adapters().div_ceil(1 << 20);
+    assert!(
+        error.contains(&format!("adapters {adapters} MiB")),
+        "{error}"
     );
 }
 

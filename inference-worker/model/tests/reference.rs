@@ -7,6 +7,7 @@ mod common;
 
 use common::reference::{folder, open, reference};
 use common::{Setup, all_logits, greedy, max_difference, on_ranks};
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::cut::write_shards;
 use llama_model::memory::KvFormat;
@@ -226,6 +227,7 @@ fn damaged_parts_do_not_have_their_digests() {
         max_tokens: 8,
         kv: KvFormat::F16,
         verify: true,
+        adapters: AdapterRoom::NONE,
     };
     let whole = open("llama-sharded");
     let error = Llama::load(&whole, &options, &|_, _| {}).expect_err("has none");

@@ -10,9 +10,10 @@ use llama_contract::FailureReport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::frames::{self, EngineStats, FromEngine, Submit, ToEngine, TokenLogprobs};
+use crate::adapters::{AdapterOrder, AdapterOutcome};
 use crate::scheduler::{Finish, Refusal};
 
 /// Frames to rank 0 that may wait to be written.
@@ -60,8 +61,23 @@ pub enum SubmitError {
 #[derive(Debug)]
 struct Shared {
     open: HashMap<u64, mpsc::Sender<GenerationEvent>>,
+    /// Who waits for news of the adapter at a place.
+    adapters: HashMap<u32, oneshot::Sender<AdapterOutcome>>,
     failure: Option<Arc<FailureReport>>,
     closed: bool,
+}
+
+impl Shared {
+    /// Whether rank 0 takes anything.
+    fn check(&self) -> Result<(), SubmitError> {
+        if let Some(failure) = &self.failure {
+            return Err(SubmitError::GroupFailed(Arc::clone(failure)));
+        }
+        if self.closed {
+            return Err(SubmitError::Closed);
+        }
+        Ok(())
+    }
 }
 
 /// Hands sequences to rank 0 and its tokens back; cheap to clone.
@@ -83,6 +99,7 @@ impl EngineClient {
         let client = Self {
             shared: Arc::new(Mutex::new(Shared {
                 open: HashMap::new(),
+                adapters: HashMap::new(),
                 failure: None,
                 closed: false,
             })),
@@ -112,12 +129,7 @@ impl EngineClient {
         let (sender, events) = mpsc::channel(submit.max_new_tokens as usize + 1);
         {
             let mut shared = lock(&self.shared);
-            if let Some(failure) = &shared.failure {
-                return Err(SubmitError::GroupFailed(Arc::clone(failure)));
-            }
-            if shared.closed {
-                return Err(SubmitError::Closed);
-            }
+            shared.check()?;
             shared.open.insert(id, sender);
         }
         let generation = Generation {
@@ -131,6 +143,27 @@ impl EngineClient {
         Ok(generation)
     }
 
+    /// Has the ranks load or forget an adapter. What became of it comes through the
+    /// receiver, which ends without a word when the group is over.
+    ///
+    /// # Errors
+    /// As [`EngineClient::submit`].
+    pub fn adapt(
+        &self,
+        order: AdapterOrder,
+    ) -> Result<oneshot::Receiver<AdapterOutcome>, SubmitError> {
+        let (sender, outcome) = oneshot::channel();
+        {
+            let mut shared = lock(&self.shared);
+            shared.check()?;
+            shared.adapters.insert(order.place(), sender);
+        }
+        self.outbox
+            .try_send(ToEngine::Adapter(order))
+            .map_err(|_full| SubmitError::Busy)?;
+        Ok(outcome)
+    }
+
     /// Ends every open sequence with `failure`, and all that come later.
     pub fn fail(&self, failure: FailureReport) {
         let failure = Arc::new(failure);
@@ -139,6 +172,7 @@ impl EngineClient {
             // A reader that has gone needs no news.
             let _ = events.try_send(GenerationEvent::GroupFailed(Arc::clone(&failure)));
         }
+        shared.adapters.clear();
         shared.failure = Some(failure);
     }
 
@@ -146,6 +180,7 @@ impl EngineClient {
     pub fn close(&self) {
         let mut shared = lock(&self.shared);
         shared.closed = true;
+        shared.adapters.clear();
         for (id, _) in shared.open.drain() {
             // A full outbox means that rank 0 is stuck; then it will be killed.
             let _ = self.outbox.try_send(ToEngine::Cancel { id });
@@ -222,6 +257,13 @@ async fn read_frames(
             FromEngine::Stats(now) => {
                 stats.send_replace(now);
             }
+            FromEngine::Adapter { place, outcome } => {
+                let waiting = lock(&shared).adapters.remove(&place);
+                if let Some(waiting) = waiting {
+                    // Who waited may have gone.
+                    let _ = waiting.send(outcome);
+                }
+            }
             FromEngine::Token {
                 id,
                 token,
@@ -291,6 +333,7 @@ mod tests {
             stop_ids: Vec::new(),
             priority: 0,
             cache_salt: None,
+            adapter: None,
             form: None,
         }
     }

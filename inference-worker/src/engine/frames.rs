@@ -7,6 +7,7 @@ use llama_model::sample::SamplingParams;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::{AdapterOrder, AdapterOutcome, AdapterUse, PlaceSet};
 use crate::rank::throughput::Saturated;
 use crate::scheduler::{CacheUse, Finish, Refusal};
 use crate::structured::Grammar;
@@ -31,6 +32,9 @@ pub struct Submit {
     pub priority: i32,
     /// What the sequence may share cached tokens with: others of the same salt.
     pub cache_salt: Option<String>,
+    /// The adapter that changes the model for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterUse>,
     /// What the answer as a whole must be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<Grammar>,
@@ -46,6 +50,8 @@ pub enum ToEngine {
         /// The sequence.
         id: u64,
     },
+    /// Loads an adapter, or forgets one once no sequence uses it.
+    Adapter(AdapterOrder),
     /// Ends all ranks once no sequence is left.
     Stop,
 }
@@ -86,6 +92,10 @@ pub struct EngineStats {
     pub work: Work,
     /// What the group can do at most.
     pub saturated: Saturated,
+    /// Adapters of running sequences.
+    pub running_adapters: PlaceSet,
+    /// Adapters of waiting sequences.
+    pub waiting_adapters: PlaceSet,
     /// Last finished step.
     pub step: u64,
 }
@@ -134,6 +144,13 @@ pub enum FromEngine {
         id: u64,
         /// Why.
         message: String,
+    },
+    /// What became of an adapter.
+    Adapter {
+        /// Its place.
+        place: u32,
+        /// What.
+        outcome: AdapterOutcome,
     },
     /// After every step, and when a sequence comes or goes.
     Stats(EngineStats),
@@ -211,6 +228,7 @@ mod tests {
             stop_ids: vec![0],
             priority: -1,
             cache_salt: Some("salt".to_owned()),
+            adapter: None,
             form: None,
         }))
     }

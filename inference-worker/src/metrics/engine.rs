@@ -1,6 +1,7 @@
 //! What the engine tells, as metrics.
 
 use std::sync::atomic::AtomicU64;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use llama_model::blocks::BLOCK_TOKENS;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -22,6 +23,14 @@ struct CacheLabels {
     num_gpu_blocks: u32,
 }
 
+/// Adapters in use, as routers read them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AdapterLabels {
+    max_lora: usize,
+    running_lora_adapters: String,
+    waiting_lora_adapters: String,
+}
+
 /// The engine's numbers, as it last told them.
 #[derive(Debug)]
 pub(super) struct EngineMetrics {
@@ -41,6 +50,7 @@ pub(super) struct EngineMetrics {
     computed_answer: Counter,
     saturated_prompt: Number,
     saturated_answer: Number,
+    adapters: Family<AdapterLabels, Number>,
 }
 
 impl EngineMetrics {
@@ -104,6 +114,11 @@ impl EngineMetrics {
                 "llama_saturated_prompt_tokens_per_second",
                 "Prompt tokens a second that the group can compute, as learned; 0 if unknown",
             ),
+            adapters: new(
+                to,
+                "vllm:lora_requests_info",
+                "Adapters in use, since when it is told, in seconds since 1970",
+            ),
             saturated_answer: new(
                 to,
                 "llama_saturated_generation_tokens_per_second",
@@ -140,6 +155,21 @@ impl EngineMetrics {
             .set(stats.saturated.prompt.unwrap_or(0.0));
         self.saturated_answer
             .set(stats.saturated.answer.unwrap_or(0.0));
+    }
+}
+
+impl EngineMetrics {
+    pub(super) fn set_adapters(&self, most: usize, [running, waiting]: [&[String]; 2]) {
+        let labels = AdapterLabels {
+            max_lora: most,
+            running_lora_adapters: running.join(","),
+            waiting_lora_adapters: waiting.join(","),
+        };
+        // Only what is so now is shown.
+        self.adapters.clear();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs_f64();
+        self.adapters.get_or_create(&labels).set(now);
     }
 }
 

@@ -75,6 +75,11 @@ impl ApiError {
         }
     }
 
+    /// 404: there is no such thing.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(404, INVALID_REQUEST, message)
+    }
+
     /// 404: no such path.
     pub fn unknown_path(path: &str) -> Self {
         Self::new(404, INVALID_REQUEST, format!("no such path: {path}"))

@@ -7,5 +7,8 @@ pub mod response;
 pub mod stop;
 
 pub use error::ApiError;
-pub use request::{DetokenizeRequest, Prompt, TokenizeRequest, ValidRequest};
+pub use request::{
+    DetokenizeRequest, LoadAdapterRequest, Prompt, TokenizeRequest, UnloadAdapterRequest,
+    ValidRequest,
+};
 pub use stop::StopMatcher;

@@ -355,17 +355,45 @@ fn completion_logprobs(tokens: &[Told]) -> Value {
 }
 
 /// The body of `/v1/models`.
-pub fn models(served_name: &str, created: u64, max_tokens: u32) -> Value {
-    json!({
-        "object": "list",
-        "data": [{
-            "id": served_name,
+pub fn models(cards: &[ModelCard]) -> Value {
+    let data = cards.iter().map(ModelCard::body);
+    json!({"object": "list", "data": data.collect::<Vec<_>>()})
+}
+
+/// What is told of a model that is served no more.
+pub fn deleted(id: &str) -> Value {
+    json!({"id": id, "object": "model", "deleted": true})
+}
+
+/// A name that clients may send as `model`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    /// The name.
+    pub id: String,
+    /// Since when it is served, in seconds since 1970.
+    pub created: u64,
+    /// Longest sequence in tokens.
+    pub max_tokens: u32,
+    /// Of an adapter, the model that it changes and its folder.
+    pub parent: Option<(String, String)>,
+}
+
+impl ModelCard {
+    /// As JSON.
+    pub fn body(&self) -> Value {
+        let mut body = json!({
+            "id": self.id,
             "object": "model",
-            "created": created,
+            "created": self.created,
             "owned_by": "llama-operator",
-            "max_model_len": max_tokens,
-        }],
-    })
+            "max_model_len": self.max_tokens,
+        });
+        if let Some((parent, root)) = &self.parent {
+            body["parent"] = json!(parent);
+            body["root"] = json!(root);
+        }
+        body
+    }
 }
 
 /// The body of `/tokenize`.

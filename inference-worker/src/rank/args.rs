@@ -7,6 +7,7 @@ use llama_contract::LaunchArgs;
 use llama_model::Layout;
 use llama_model::blocks::KvCapacity;
 
+use crate::adapters::AdapterArgs;
 use crate::comm::placement::Placement;
 
 /// Flags of one rank. The supervisor has checked everything in `launch` and
@@ -46,6 +47,9 @@ pub struct RankArgs {
     /// Tokens that are guessed ahead of an answer at most.
     #[arg(long)]
     pub speculative_tokens: u32,
+    /// Room for adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
     /// Whether every rank's threads have cores of their own.
     #[arg(long)]
     pub own_cores: bool,
@@ -81,6 +85,7 @@ impl RankArgs {
             format!("--node={}", self.node),
             format!("--ip={}", self.ip),
         ]);
+        args.extend(self.adapters.to_args());
         if self.own_cores {
             args.push("--own-cores".to_owned());
         }
@@ -160,6 +165,8 @@ mod tests {
             "--node=n",
             "--ip=::1",
             "--own-cores",
+            "--max-loras=3",
+            "--max-lora-rank=64",
         ];
         let argv = ["rank"].iter().chain(&launch).chain(&rank);
         let parsed = Cli::try_parse_from(argv).unwrap().rank;

@@ -3,21 +3,24 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use llama_model::{Segment, StepError, Wanted};
 
 use super::drawing::{Drawing, Vocabularies};
-use super::plan::Stepper;
+use super::plan::{NextStep, Stepper};
 use super::throughput::Throughput;
+use crate::adapters::{AdapterOrder, AdapterOutcome};
 use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, Work};
 use crate::scheduler::{Request, Scheduler};
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
 /// that is stuck is found before a request meets it.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
+/// Likewise while an adapter is being read.
+const READING_PERIOD: Duration = Duration::from_millis(20);
 
 /// Rank 0 cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,10 @@ pub struct Engine<'a, F> {
     told: Vec<FromEngine>,
     work: Work,
     throughput: Throughput,
+    /// Adapters to be loaded or forgotten.
+    orders: VecDeque<AdapterOrder>,
+    /// Place of the adapter that the ranks are reading.
+    reading: Option<u32>,
     stopping: bool,
 }
 
@@ -71,6 +78,8 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             told: Vec::new(),
             work: Work::default(),
             throughput: Throughput::default(),
+            orders: VecDeque::new(),
+            reading: None,
             stopping: false,
         }
     }
@@ -84,12 +93,20 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             let has_heard = self.hear()?;
             let begun = Instant::now();
             let segments = self.scheduler.plan();
-            let is_last = self.stopping && segments.is_empty();
-            let is_news = has_heard || !segments.is_empty();
+            let last = self.stopping && segments.is_empty();
+            let mut is_news = has_heard || !segments.is_empty();
             let tokens = count_tokens(&segments);
+            let settles = self.reading.is_some();
+            let next = NextStep {
+                segments,
+                adapters: self.next_orders(),
+                settles,
+                last,
+            };
             let computing = Instant::now();
-            let rows = self.stepper.lead(segments, is_last)?;
+            let rows = self.stepper.lead(next)?;
             let computed = computing.elapsed();
+            is_news |= self.note_adapter();
             self.take(&rows);
             if tokens != (0, 0) {
                 self.note(tokens, begun.elapsed(), computed);
@@ -97,7 +114,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             if is_news {
                 self.report()?;
             }
-            if is_last {
+            if last {
                 return Ok(());
             }
         }
@@ -113,8 +130,13 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     fn hear(&mut self) -> Result<bool, EngineError> {
         let gone = || EngineError::Front(std::io::ErrorKind::BrokenPipe.into());
         let mut has_heard = false;
-        if self.scheduler.is_idle() && !self.stopping {
-            match self.from_front.recv_timeout(IDLE_PERIOD) {
+        let may_wait = self.orders.is_empty() || self.reading.is_some();
+        if self.scheduler.is_idle() && !self.stopping && may_wait {
+            let period = match self.reading {
+                Some(_) => READING_PERIOD,
+                None => IDLE_PERIOD,
+            };
+            match self.from_front.recv_timeout(period) {
                 Ok(message) => {
                     self.obey(message);
                     has_heard = true;
@@ -142,8 +164,47 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
                 self.scheduler.cancel(id);
                 self.drawings.remove(&id);
             }
+            ToEngine::Adapter(order) => self.orders.push_back(order),
             ToEngine::Stop => self.stopping = true,
         }
+    }
+
+    /// What the ranks do about adapters before the next step: they forget those that no
+    /// sequence uses any more, and begin to read one if they are not reading.
+    fn next_orders(&mut self) -> Vec<AdapterOrder> {
+        let in_use = self.scheduler.adapters();
+        let (mut next, mut later) = (Vec::new(), VecDeque::new());
+        for order in self.orders.drain(..) {
+            let place = order.place();
+            let may_begin = match order {
+                AdapterOrder::Load { .. } => self.reading.is_none(),
+                AdapterOrder::Drop { .. } => !in_use.iter().any(|used| used.contains(place)),
+            };
+            if !may_begin {
+                later.push_back(order);
+                continue;
+            }
+            match order {
+                AdapterOrder::Load { .. } => self.reading = Some(place),
+                AdapterOrder::Drop { .. } => self.told.push(FromEngine::Adapter {
+                    place,
+                    outcome: AdapterOutcome::Dropped,
+                }),
+            }
+            next.push(order);
+        }
+        self.orders = later;
+        next
+    }
+
+    /// Tells the front of an adapter that all ranks are done with; returns whether there
+    /// is anything to tell of adapters.
+    fn note_adapter(&mut self) -> bool {
+        if let Some((place, outcome)) = self.stepper.settled.take() {
+            self.reading = None;
+            self.told.push(FromEngine::Adapter { place, outcome });
+        }
+        !self.told.is_empty()
     }
 
     fn submit(&mut self, submit: Submit) {
@@ -162,6 +223,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             stop_ids: submit.stop_ids,
             priority: submit.priority,
             salt: submit.cache_salt.unwrap_or_default(),
+            adapter: submit.adapter,
         };
         match self.scheduler.submit(request) {
             Ok(()) => {
@@ -233,6 +295,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     fn report(&mut self) -> Result<(), EngineError> {
         let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
         let ([total, _], [free, _]) = self.scheduler.blocks();
+        let [running_adapters, waiting_adapters] = self.scheduler.adapters();
         self.told.push(FromEngine::Stats(EngineStats {
             running: count(self.scheduler.running()),
             waiting: count(self.scheduler.waiting()),
@@ -245,6 +308,8 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             saturated: self
                 .throughput
                 .saturated(self.scheduler.step_tokens(), self.scheduler.slots()),
+            running_adapters,
+            waiting_adapters,
             step: self.stepper.step,
         }));
         (self.tell)(&self.told).map_err(EngineError::Front)?;

@@ -1,5 +1,6 @@
 //! One rank of a group: a child process of the pod's supervisor.
 
+pub mod adapters;
 pub mod args;
 mod compute;
 pub mod drawing;
@@ -21,6 +22,7 @@ use llama_model::text::ModelText;
 use llama_model::{Checkpoint, LoadOptions, ModelError, StepModel};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
+use self::adapters::AdapterDesk;
 use self::args::RankArgs;
 use self::compute::Compute;
 use self::drawing::Vocabularies;
@@ -187,6 +189,8 @@ impl RankProcess<'_> {
             local: self.local,
             epoch: self.args.launch.epoch,
             step: 0,
+            desk: AdapterDesk::default(),
+            settled: None,
         };
         let result = if self.args.rank == 0 {
             self.lead(stepper, self.limits(capacity, chunk))
@@ -255,6 +259,7 @@ impl RankProcess<'_> {
                 max_tokens: launch.max_tokens.unwrap_or(0),
                 compute: compute.name().to_owned(),
                 kv: KV_TYPE.to_owned(),
+                adapters: self.args.adapters,
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
             rank: self.args.rank,
@@ -297,6 +302,7 @@ impl RankProcess<'_> {
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,
             kv: KvFormat::F16,
             verify: self.args.verify_digests,
+            adapters: self.args.adapters.room(),
         };
         let (board, started) = (&self.board, Instant::now());
         compute.load(checkpoint, &options, &|done, total| {

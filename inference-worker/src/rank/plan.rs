@@ -3,6 +3,8 @@
 use llama_model::{CollectiveError, Segment, StepError, StepModel};
 use serde::{Deserialize, Serialize};
 
+use super::adapters::AdapterDesk;
+use crate::adapters::{AdapterOrder, AdapterOutcome};
 use crate::comm::Link;
 use crate::comm::board::Board;
 
@@ -15,7 +17,32 @@ pub struct StepPlan {
     pub step: u64,
     /// What to compute; empty for a sign of life while nothing is asked.
     pub segments: Vec<Segment>,
+    /// What to do about adapters before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterOrder>,
+    /// Whether ranks tell each other, behind the step, how far the adapter is that they
+    /// read.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub settles: bool,
     /// Whether the ranks end after this one.
+    pub last: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// What rank 0 wants of the next step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NextStep {
+    /// See [`StepPlan::segments`].
+    pub segments: Vec<Segment>,
+    /// See [`StepPlan::adapters`].
+    pub adapters: Vec<AdapterOrder>,
+    /// See [`StepPlan::settles`].
+    pub settles: bool,
+    /// See [`StepPlan::last`].
     pub last: bool,
 }
 
@@ -33,6 +60,10 @@ pub struct Stepper<'a> {
     pub epoch: u64,
     /// The last finished step.
     pub step: u64,
+    /// Adapters on their way.
+    pub desk: AdapterDesk,
+    /// What became of the last one.
+    pub settled: Option<(u32, AdapterOutcome)>,
 }
 
 impl std::fmt::Debug for Stepper<'_> {
@@ -46,16 +77,18 @@ impl std::fmt::Debug for Stepper<'_> {
 }
 
 impl Stepper<'_> {
-    /// Rank 0: has every rank compute `segments`; returns the rows of logits.
+    /// Rank 0: has every rank compute `next`; returns the rows of logits.
     ///
     /// # Errors
     /// When a peer fails or the step cannot be computed.
-    pub fn lead(&mut self, segments: Vec<Segment>, last: bool) -> Result<Vec<Vec<f32>>, StepError> {
+    pub fn lead(&mut self, next: NextStep) -> Result<Vec<Vec<f32>>, StepError> {
         let plan = StepPlan {
             epoch: self.epoch,
             step: self.step + 1,
-            segments,
-            last,
+            segments: next.segments,
+            adapters: next.adapters,
+            settles: next.settles,
+            last: next.last,
         };
         let mut payload = serde_json::to_vec(&plan)
             .map_err(|error| StepError::Invalid(format!("plan of step {}: {error}", plan.step)))?;
@@ -85,11 +118,17 @@ impl Stepper<'_> {
         let header = [self.epoch, self.step + 1, fingerprint(payload)];
         let headers = self.link.gather_words(header)?;
         agree(self.link.rank(), header, &headers)?;
+        for order in &plan.adapters {
+            self.desk.obey(order, self.model)?;
+        }
         let rows = if plan.segments.is_empty() {
             Vec::new()
         } else {
             self.model.step(&plan.segments, self.link)?
         };
+        if plan.settles {
+            self.settled = self.desk.settle(self.link, self.model)?;
+        }
         self.step += 1;
         self.board.set_step(self.local, self.step);
         Ok(rows)

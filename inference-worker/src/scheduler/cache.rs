@@ -10,12 +10,22 @@ use std::collections::{BTreeMap, HashMap};
 
 use llama_model::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvGroup};
 
+use crate::adapters::AdapterUse;
+
 /// What a sequence's tokens up to the end of a block hash to.
 pub(super) type BlockHash = [u8; 32];
 
-/// The root of the chains of all sequences that may share blocks: those of one salt.
-pub(super) fn root(salt: &str) -> BlockHash {
-    blake3::derive_key("llama-operator 2026-11 kv block chain", salt.as_bytes())
+/// The root of the chains of all sequences that may share blocks: those of one salt and
+/// one adapter, or of none.
+pub(super) fn root(salt: &str, adapter: Option<AdapterUse>) -> BlockHash {
+    let Some(AdapterUse { load, .. }) = adapter else {
+        return blake3::derive_key("llama-operator 2026-11 kv block chain", salt.as_bytes());
+    };
+    let material = [&load.to_le_bytes(), salt.as_bytes()].concat();
+    blake3::derive_key(
+        "llama-operator 2026-11 kv block chain of an adapter",
+        &material,
+    )
 }
 
 /// The hash of a block behind that of the block before it.

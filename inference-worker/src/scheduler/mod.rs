@@ -20,6 +20,7 @@ mod tests;
 use llama_model::Segment;
 use llama_model::blocks::{BlockGeometry, KvBlocks};
 
+use crate::adapters::PlaceSet;
 use cache::BlockCache;
 pub use request::{Awaited, CacheUse, Finish, Limits, Recorded, Refusal, Request};
 use sequence::Sequence;
@@ -326,6 +327,13 @@ impl Scheduler {
     /// Blocks of the KV cache in all, and those that no open request holds.
     pub fn blocks(&self) -> (KvBlocks, KvBlocks) {
         (self.cache.total(), self.cache.free())
+    }
+
+    /// Adapters of running and of waiting requests.
+    pub fn adapters(&self) -> [PlaceSet; 2] {
+        let places =
+            |sequences: &[Sequence]| sequences.iter().filter_map(Sequence::adapter).collect();
+        [places(&self.running), places(&self.waiting)]
     }
 
     /// What the cache did so far.

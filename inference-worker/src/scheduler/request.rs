@@ -3,6 +3,8 @@
 use llama_model::blocks::KvBlocks;
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::AdapterUse;
+
 /// What bounds the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -41,6 +43,9 @@ pub struct Request {
     pub priority: i32,
     /// Only requests of the same salt share blocks.
     pub salt: String,
+    /// The adapter that changes the model for it; only requests of the same one share
+    /// blocks.
+    pub adapter: Option<AdapterUse>,
 }
 
 /// Why a request was not taken.

@@ -63,6 +63,11 @@ impl Sequence {
         self.request.id
     }
 
+    /// Place of its adapter.
+    pub(super) fn adapter(&self) -> Option<u32> {
+        self.request.adapter.map(|adapter| adapter.place)
+    }
+
     pub(super) fn arrival(&self) -> u64 {
         self.arrival
     }
@@ -106,7 +111,7 @@ impl Sequence {
         for block in self.hashes.len()..complete {
             let parent = match block.checked_sub(1) {
                 Some(before) => self.hashes[before],
-                None => root(&self.request.salt),
+                None => root(&self.request.salt, self.request.adapter),
             };
             let tokens = &self.tokens[block * BLOCK_TOKENS..(block + 1) * BLOCK_TOKENS];
             self.hashes.push(chain(&parent, tokens));
@@ -209,6 +214,7 @@ impl Sequence {
                 Some(awaited) if awaited.guesses.is_empty() => Wanted::Last,
                 Some(_) => Wanted::All,
             },
+            adapter: self.adapter(),
             tables: Some(tables),
         })
     }

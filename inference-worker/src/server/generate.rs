@@ -12,6 +12,7 @@ use super::choice::{Choice, ChoiceParts};
 use super::prompt::{self, Encoding};
 use super::writer::{self, Writer};
 use super::{Front, group_failed};
+use crate::adapters::AdapterUse;
 use crate::engine::{Submit, SubmitError};
 use crate::openai::request::{Form, ToolChoice, ToolUse};
 use crate::openai::response::Endpoint;
@@ -42,7 +43,7 @@ pub(super) async fn start(
     mut request: ValidRequest,
 ) -> Result<Started, ApiError> {
     let begun = Instant::now();
-    front.check_model(&request.model)?;
+    let adapter = front.check_model(&request.model)?;
     check_ids(front, &request)?;
     let places = Places::take(front, &request)?;
     let form = required_form(front, &request).await?;
@@ -88,7 +89,7 @@ pub(super) async fn start(
         &prompts,
         &limits,
         places,
-        (endpoint, begun, form),
+        (endpoint, begun, form, adapter),
     )?;
     for prompt in &prompts {
         front.metrics.prompt(prompt.len());
@@ -176,7 +177,7 @@ fn submit(
     prompts: &[Arc<[u32]>],
     limits: &[u32],
     mut places: Places,
-    (endpoint, begun, form): (Endpoint, Instant, Option<Grammar>),
+    (endpoint, begun, form, adapter): (Endpoint, Instant, Option<Grammar>, Option<AdapterUse>),
 ) -> Result<Vec<Choice>, ApiError> {
     let stop_ids = stop_ids(front, request);
     let mut choices = Vec::new();
@@ -200,6 +201,7 @@ fn submit(
                 stop_ids: stop_ids.clone(),
                 priority: request.priority,
                 cache_salt: request.cache_salt.clone(),
+                adapter,
                 form: form.clone(),
             };
             let generation = front.engine.submit(submit).map_err(|error| match error {

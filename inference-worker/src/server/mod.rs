@@ -1,5 +1,6 @@
 //! The group's front: the OpenAI API on one port, what operators ask on another.
 
+mod adapters;
 mod answer;
 mod body;
 mod choice;
@@ -24,13 +25,15 @@ use llama_contract::{FailureReport, HEALTH_PATH};
 use llama_model::text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Semaphore, watch};
 
+pub use self::adapters::{AdapterError, AdapterRack};
 pub use self::listen::{PortLimits, serve};
 
 use self::body::Room;
+use crate::adapters::AdapterUse;
 use crate::engine::EngineClient;
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
-use crate::openai::response::{self, Endpoint};
+use crate::openai::response::{self, Endpoint, ModelCard};
 use crate::tools::ToolFormat;
 
 /// Whether requests are taken.
@@ -88,6 +91,7 @@ pub struct Front {
     /// Whether prompts can tell the model of tools.
     takes_tools: bool,
     engine: EngineClient,
+    rack: AdapterRack,
     admission: watch::Receiver<Admission>,
     metrics: Arc<Metrics>,
     /// Answers that may be open at once.
@@ -116,6 +120,8 @@ pub struct FrontParts {
     pub template: ChatTemplate,
     /// The way to rank 0.
     pub engine: EngineClient,
+    /// The group's adapters.
+    pub rack: AdapterRack,
     /// Whether requests are taken.
     pub admission: watch::Receiver<Admission>,
     /// Where requests are counted.
@@ -142,6 +148,7 @@ impl Front {
                 .is_none_or(|source| source.contains("tools")),
             template: parts.template,
             engine: parts.engine,
+            rack: parts.rack,
             admission: parts.admission,
             metrics: parts.metrics,
             open_requests: parts.open_requests,
@@ -152,12 +159,16 @@ impl Front {
         }
     }
 
-    fn check_model(&self, asked: &str) -> Result<(), ApiError> {
+    /// The adapter that the model `asked` for is, if it is one.
+    fn check_model(&self, asked: &str) -> Result<Option<AdapterUse>, ApiError> {
         if asked == self.served_name {
-            Ok(())
-        } else {
-            Err(ApiError::model_not_found(asked, &self.served_name))
+            return Ok(None);
         }
+        let adapter = self.rack.find(asked);
+        adapter.map_or_else(
+            || Err(ApiError::model_not_found(asked, &self.served_name)),
+            |adapter| Ok(Some(adapter)),
+        )
     }
 
     fn admit(&self) -> Result<(), ApiError> {
@@ -171,6 +182,8 @@ pub fn router(front: Arc<Front>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/models", get(models))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/version", get(version))
@@ -214,12 +227,14 @@ fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
 }
 
 async fn models(State(front): State<Arc<Front>>) -> Response {
-    axum::Json(response::models(
-        &front.served_name,
-        front.created,
-        front.max_tokens,
-    ))
-    .into_response()
+    let mut cards = vec![ModelCard {
+        id: front.served_name.clone(),
+        created: front.created,
+        max_tokens: front.max_tokens,
+        parent: None,
+    }];
+    cards.extend(front.rack.cards(front.max_tokens));
+    axum::Json(response::models(&cards)).into_response()
 }
 
 async fn health(State(front): State<Arc<Front>>) -> Response {

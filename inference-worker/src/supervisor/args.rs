@@ -8,6 +8,8 @@ use llama_contract::{
     API_PORT, INTERNAL_PORT, LaunchArgs, NODE_NAME_ENV, POD_IP_ENV, TERMINATION_LOG,
 };
 
+use crate::adapters::{AdapterArgs, AdapterModule};
+
 /// Flags of a pod's supervisor. The operator sets what is in `launch`; the rest
 /// has defaults that fit a pod.
 #[derive(Args, Clone, Debug)]
@@ -36,6 +38,16 @@ pub struct ServeArgs {
     /// beside them.
     #[arg(long)]
     pub verify_digests: bool,
+    /// Room for adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
+    /// Folder below which clients of the API may name adapters to load; without it they
+    /// may name none. It must be the same on every node of the group.
+    #[arg(long)]
+    pub lora_folder: Option<PathBuf>,
+    /// Adapters to load before requests are taken, as NAME=FOLDER.
+    #[arg(long, num_args = 1..)]
+    pub lora_modules: Vec<AdapterModule>,
     /// Name of the node, for reports.
     #[arg(long, env = NODE_NAME_ENV, default_value = "localhost")]
     pub node_name: String,

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use llama_contract::{FailureCategory, FailureReport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{oneshot, watch};
 
 use self::args::ServeArgs;
 use self::cause::{Sight, first_cause, is_hearsay_of};
@@ -35,7 +36,7 @@ use crate::engine::EngineClient;
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::rank::args::RankArgs;
-use crate::server::{Admission, Front, FrontParts};
+use crate::server::{AdapterRack, Admission, Front, FrontParts};
 use crate::telemetry::LogFormat;
 
 /// How long a cause that only a peer has told may still be bettered by the end
@@ -139,6 +140,8 @@ struct Pod<'a> {
     kills_before: u64,
     watches: Vec<SilenceWatch>,
     stopping: Stopping,
+    /// What came of the adapters that it was started with.
+    modules: Option<oneshot::Receiver<Result<(), String>>>,
 }
 
 impl<'a> Pod<'a> {
@@ -164,6 +167,7 @@ impl<'a> Pod<'a> {
             cgroup,
             watches: vec![SilenceWatch::default(); ranks],
             stopping: Stopping::No,
+            modules: None,
         };
         let front = pod.start_ranks(prepared, &region)?;
         Ok((pod, front))
@@ -188,6 +192,7 @@ impl<'a> Pod<'a> {
             queue_tokens: self.args.max_waiting_tokens as usize,
             no_prefix_caching: self.args.no_prefix_caching,
             speculative_tokens: self.args.speculative_tokens.into(),
+            adapters: self.args.adapters,
             own_cores: prepared.own_cores,
             verify_digests: self.args.verify_digests,
             digest: prepared.digest,
@@ -243,6 +248,7 @@ impl<'a> Pod<'a> {
         let (admission, admitted) = watch::channel(Admission::Starting);
         let mut engine = None;
         let mut api = None;
+        let mut racks = None;
         if let Some(start) = front {
             let stream = start.stream;
             stream
@@ -257,6 +263,13 @@ impl<'a> Pod<'a> {
                     tracing::warn!(%error, "the connection to rank 0 broke");
                 }
             });
+            let rack = AdapterRack::new(
+                client.clone(),
+                launch.served_name.clone(),
+                self.args.adapters.room(),
+                self.args.lora_folder.clone(),
+            );
+            racks = Some(rack.clone());
             api = Some(Front::new(FrontParts {
                 served_name: launch.served_name.clone(),
                 max_tokens: start.max_tokens,
@@ -264,6 +277,7 @@ impl<'a> Pod<'a> {
                 tokenizer: start.tokenizer,
                 template: start.template,
                 engine: client.clone(),
+                rack,
                 admission: admitted,
                 metrics: Arc::clone(&metrics),
             }));
@@ -276,6 +290,7 @@ impl<'a> Pod<'a> {
             pids: self.children.pids(),
             admission,
             engine,
+            rack: racks,
             metrics,
             silences: Mutex::default(),
         });
@@ -350,14 +365,48 @@ impl<'a> Pod<'a> {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = silences;
         if *state.admission.borrow() == Admission::Starting && state.is_ready() {
-            tracing::info!("all ranks of this pod are ready");
-            state.admission.send_replace(Admission::Serving);
+            match self.modules(state) {
+                None => {}
+                Some(Ok(())) => {
+                    tracing::info!("all ranks of this pod are ready");
+                    state.admission.send_replace(Admission::Serving);
+                }
+                Some(Err(failure)) => return Some(failure),
+            }
         }
         // Rank 0 ends the group by a last step; other pods see only that.
         let may_end =
             self.args.launch.node_index > 0 || matches!(self.stopping, Stopping::Ending(_));
         let memory_kills = self.cgroup.out_of_memory_kills() - self.kills_before;
         first_cause(self.board.cause().as_ref(), &sights, may_end, memory_kills)
+    }
+
+    /// Has the ranks load the adapters that the pod was started with; returns what came
+    /// of it, once it is over.
+    fn modules(&mut self, state: &PodState) -> Option<Result<(), Failure>> {
+        let Some(rack) = state
+            .rack
+            .as_ref()
+            .filter(|_| !self.args.lora_modules.is_empty())
+        else {
+            return Some(Ok(()));
+        };
+        let loading = self.modules.get_or_insert_with(|| {
+            let (sender, loading) = oneshot::channel();
+            let (rack, modules) = (rack.clone(), self.args.lora_modules.clone());
+            tokio::spawn(async move {
+                // The pod may have ended.
+                let _ = sender.send(rack.load_modules(modules).await);
+            });
+            loading
+        });
+        let refused = |message| Err(Failure::new(FailureCategory::InvalidConfiguration, message));
+        match loading.try_recv() {
+            Ok(Ok(())) => Some(Ok(())),
+            Ok(Err(message)) => Some(refused(message)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => Some(refused("loading adapters ended".to_owned())),
+        }
     }
 
     /// Whether a failure is only the first pod's end as another pod sees it,

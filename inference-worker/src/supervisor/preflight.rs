@@ -76,6 +76,7 @@ pub(super) fn prepare(
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
             kv: KvFormat::F16,
+            adapters: args.adapters.room(),
         },
     )
     .map_err(|error| of_model(&error))?;

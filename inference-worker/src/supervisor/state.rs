@@ -10,8 +10,8 @@ use crate::comm::board::Board;
 use crate::comm::millis;
 use crate::engine::{EngineClient, EngineStats};
 use crate::metrics::Metrics;
-use crate::server::Admission;
 use crate::server::internal::Inspect;
+use crate::server::{AdapterRack, Admission};
 
 /// Everything that the internal port shows.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(super) struct PodState {
     pub(super) admission: watch::Sender<Admission>,
     /// The way to rank 0, on the first pod.
     pub(super) engine: Option<EngineClient>,
+    /// The group's adapters, on the first pod.
+    pub(super) rack: Option<AdapterRack>,
     /// The pod's metrics.
     pub(super) metrics: Arc<Metrics>,
     /// How long each rank's heartbeat has stood still.
@@ -127,6 +129,14 @@ impl Inspect for PodState {
         for (rank, local) in (self.first_rank..).zip(0..self.board.ranks()) {
             let (age, step) = (self.silence(local), self.board.step(local));
             self.metrics.rank(rank, age, step);
+        }
+        if let Some(rack) = self.rack.as_ref().filter(|rack| rack.room() > 0) {
+            let stats = self.stats();
+            let (running, waiting) = (
+                rack.names(stats.running_adapters),
+                rack.names(stats.waiting_adapters),
+            );
+            self.metrics.adapters(rack.room(), [&running, &waiting]);
         }
         Arc::clone(&self.metrics)
     }

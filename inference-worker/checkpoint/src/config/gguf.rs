@@ -8,7 +8,7 @@ use crate::error::ModelError;
 use crate::foreign::shown;
 use crate::gguf::{Gguf, Value};
 
-const ARCHITECTURE_KEY: &str = "general.architecture";
+pub(crate) const ARCHITECTURE_KEY: &str = "general.architecture";
 const LLAMA: &str = "llama";
 const LLAMA4: &str = "llama4";
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";

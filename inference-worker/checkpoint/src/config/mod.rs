@@ -13,7 +13,7 @@ use crate::error::ModelError;
 use crate::format::BLOCK;
 use crate::order;
 
-pub(crate) use gguf::{ROPE_FACTORS, from_gguf};
+pub(crate) use gguf::{ARCHITECTURE_KEY, ROPE_FACTORS, from_gguf};
 pub(crate) use hugging_face::{HuggingFace, parse};
 
 /// No model comes near these; larger numbers are damage, and arithmetic on

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::path::Path;
 
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
 use llama_model::sample::{Sampler, SamplingParams};
@@ -38,6 +39,7 @@ pub(crate) fn load(words: &[String]) -> Result<(), Box<dyn Error>> {
         max_tokens: CONTEXT,
         kv: KvFormat::F16,
         verify: false,
+        adapters: AdapterRoom::NONE,
     };
     let mut model = Llama::load(&checkpoint, &options, &|_, _| {})?;
     let told = Told {
@@ -54,6 +56,7 @@ pub(crate) fn load(words: &[String]) -> Result<(), Box<dyn Error>> {
         start: 0,
         tokens: PROMPT.to_vec(),
         logits: Wanted::Last,
+        adapter: None,
         tables: None,
     };
     let rows = model.step(&[prompt], &mut LocalCollective)?;

@@ -1,9 +1,11 @@
 //! A transformer layer of Llama 3 or Llama 4, written over [`Operations`].
 
 use candle_core::Tensor;
+use llama_checkpoint::adapter::Target;
 
+use super::adapters::{Parts, StepAdapters};
 use super::collective::TensorCollective;
-use super::operations::{AttentionRules, Operations};
+use super::operations::{AttentionRules, Choice, Operations};
 use crate::step::StepError;
 
 /// One rank's part of a layer; `M` is a weight matrix.
@@ -65,6 +67,7 @@ pub(super) struct Pass<'a, O: Operations> {
     pub(super) rows: &'a O::Rows,
     pub(super) cache: &'a mut O::Cache,
     pub(super) epsilon: f32,
+    pub(super) adapters: &'a StepAdapters<'a, O::Matrix>,
     pub(super) collective: &'a mut dyn TensorCollective,
 }
 
@@ -76,21 +79,23 @@ impl<M> Layer<M> {
         x: &Tensor,
         pass: &mut Pass<'_, O>,
     ) -> Result<Tensor, StepError> {
-        let part = self.attend(number, x, pass).map_err(StepError::Compute)?;
-        pass.collective.all_reduce_sum(&part)?;
-        let operations = pass.operations;
-        let x = operations.add(x, &part).map_err(StepError::Compute)?;
+        let (operations, adapters) = (pass.operations, pass.adapters);
+        let parts = self.attend(number, x, pass).map_err(StepError::Compute)?;
+        let place = (number, Target::Output);
+        let sum = adapters.sum(operations, place, parts, pass.collective)?;
+        let x = operations.add(x, &sum).map_err(StepError::Compute)?;
         let normed = operations
             .rms_norm(&x, &self.ffn_norm, pass.epsilon)
             .map_err(StepError::Compute)?;
-        let part = match &self.feed_forward {
+        let parts = match &self.feed_forward {
             FeedForward::Dense(network) => network
-                .forward(operations, &normed)
+                .changed(number, &normed, pass)
                 .map_err(StepError::Compute)?,
-            FeedForward::Experts(experts) => experts.forward(&normed, pass)?,
+            FeedForward::Experts(experts) => experts.forward(number, &normed, pass)?,
         };
-        pass.collective.all_reduce_sum(&part)?;
-        operations.add(&x, &part).map_err(StepError::Compute)
+        let place = (number, Target::Down);
+        let sum = adapters.sum(operations, place, parts, pass.collective)?;
+        operations.add(&x, &sum).map_err(StepError::Compute)
     }
 
     /// This rank's part of the attention output.
@@ -99,19 +104,35 @@ impl<M> Layer<M> {
         number: usize,
         x: &Tensor,
         pass: &mut Pass<'_, O>,
-    ) -> candle_core::Result<Tensor> {
-        let operations = pass.operations;
+    ) -> candle_core::Result<Parts> {
+        let (operations, adapters) = (pass.operations, pass.adapters);
         let x = operations.rms_norm(x, &self.attn_norm, pass.epsilon)?;
-        let q = operations.linear(&x, &self.q)?;
-        let k = operations.linear(&x, &self.k)?;
-        let v = operations.linear(&x, &self.v)?;
+        let linear = |target, matrix| adapters.linear(operations, (number, target), (&x, matrix));
+        let q = linear(Target::Query, &self.q)?;
+        let k = linear(Target::Key, &self.k)?;
+        let v = linear(Target::Value, &self.v)?;
         let rules = (number, &self.attention);
         let attended = operations.attend(rules, [&q, &k, &v], pass.rows, pass.cache)?;
-        operations.linear(&attended, &self.o)
+        adapters.parts(operations, (number, Target::Output), (&attended, &self.o))
     }
 }
 
 impl<M> Gated<M> {
+    /// This rank's part of the output, for layer `number` of the rank, as adapters
+    /// change it.
+    fn changed<O: Operations<Matrix = M>>(
+        &self,
+        number: usize,
+        x: &Tensor,
+        pass: &Pass<'_, O>,
+    ) -> candle_core::Result<Parts> {
+        let (operations, adapters) = (pass.operations, pass.adapters);
+        let gate = adapters.linear(operations, (number, Target::Gate), (x, &self.gate))?;
+        let up = adapters.linear(operations, (number, Target::Up), (x, &self.up))?;
+        let inner = operations.silu_mul(&gate, &up)?;
+        adapters.parts(operations, (number, Target::Down), (&inner, &self.down))
+    }
+
     /// This rank's part of the output.
     fn forward<O: Operations<Matrix = M>>(
         &self,
@@ -129,9 +150,10 @@ impl<M> Experts<M> {
     /// input, not its output.
     fn forward<O: Operations<Matrix = M>>(
         &self,
+        number: usize,
         x: &Tensor,
         pass: &mut Pass<'_, O>,
-    ) -> Result<Tensor, StepError> {
+    ) -> Result<Parts, StepError> {
         let operations = pass.operations;
         let scores = operations
             .linear(x, &self.router)
@@ -140,24 +162,35 @@ impl<M> Experts<M> {
         pass.collective.settle()?;
         let compute = || {
             let choices = operations.choose(&scores)?;
-            let mut out = self.shared.forward(operations, x)?;
-            for (number, expert) in self.experts.iter().enumerate() {
-                let (mut rows, mut weights) = (Vec::new(), Vec::new());
-                for (row, choice) in (0_u32..).zip(&choices) {
-                    if choice.expert == number {
-                        rows.push(row);
-                        weights.push(choice.weight);
-                    }
-                }
-                if rows.is_empty() {
-                    continue;
-                }
-                let x = operations.take_rows(x, &rows, &weights)?;
-                let part = expert.forward(operations, &x)?;
-                out = operations.add_rows(&out, &rows, &part)?;
-            }
-            Ok(out)
+            let shared = self.shared.changed(number, x, pass)?;
+            shared.with(|shared| self.add_to(shared, x, &choices, operations))
         };
         compute().map_err(StepError::Compute)
+    }
+
+    /// `out` with what each row's expert makes of it added.
+    fn add_to<O: Operations<Matrix = M>>(
+        &self,
+        mut out: Tensor,
+        x: &Tensor,
+        choices: &[Choice],
+        operations: &O,
+    ) -> candle_core::Result<Tensor> {
+        for (number, expert) in self.experts.iter().enumerate() {
+            let (mut rows, mut weights) = (Vec::new(), Vec::new());
+            for (row, choice) in (0_u32..).zip(choices) {
+                if choice.expert == number {
+                    rows.push(row);
+                    weights.push(choice.weight);
+                }
+            }
+            if rows.is_empty() {
+                continue;
+            }
+            let x = operations.take_rows(x, &rows, &weights)?;
+            let part = expert.forward(operations, &x)?;
+            out = operations.add_rows(&out, &rows, &part)?;
+        }
+        Ok(out)
     }
 }

@@ -5,6 +5,7 @@
 //! operations that it needs ([`Operations`]), and [`TensorOperations`] gives them
 //! in plain tensors. The same code runs on candle's CPU device, where it is tested.
 
+mod adapters;
 mod attention;
 mod cache;
 mod collective;

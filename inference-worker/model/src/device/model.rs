@@ -8,6 +8,7 @@ use llama_checkpoint::memory::{KvFormat, check_context};
 use llama_checkpoint::slices::{MatrixSlice, ModelSlices};
 use llama_checkpoint::{Checkpoint, Format, LlamaConfig, ModelError, Shard};
 
+use super::adapters::StepAdapters;
 use super::cache::{CacheShape, TensorCache};
 use super::collective::{Staged, TensorCollective};
 use super::layer::{Layer, Pass};
@@ -18,6 +19,7 @@ use super::tensors::TensorOperations;
 use crate::collective::Collective;
 use crate::kernels;
 use crate::llama::LoadOptions;
+use crate::lora::{self, AdapterLoader, Adapters, LoadedAdapter, Loading, Matrices};
 use crate::rope::Rope;
 use crate::step::{Segment, StepError, StepModel, join_columns, wanted_rows};
 
@@ -35,6 +37,8 @@ pub struct DeviceLlama {
     is_last_stage: bool,
     /// Rows of the output head that each rank of the group has.
     vocab_ranges: Vec<Range<usize>>,
+    adapters: Adapters<Matrix>,
+    loading: Loading,
 }
 
 /// A rank's rows of the token embedding.
@@ -138,6 +142,8 @@ impl DeviceLlama {
             })?,
             is_last_stage: shard.is_last_stage(),
             vocab_ranges: vocab_ranges(&config, options)?,
+            adapters: Adapters::new(),
+            loading: Loading::on_device(checkpoint, shard, options.adapters, (device, precision)),
             config,
         })
     }
@@ -181,11 +187,13 @@ impl DeviceLlama {
             .operations
             .rows(&sequences)
             .map_err(StepError::Compute)?;
+        let adapters = StepAdapters::new(&self.adapters, segments);
         let mut pass = Pass {
             operations: &self.operations,
             rows: &rows,
             cache: &mut self.cache,
             epsilon: self.config.rms_epsilon,
+            adapters: &adapters,
             collective,
         };
         for (number, layer) in self.layers.iter().enumerate() {
@@ -284,6 +292,7 @@ impl StepModel for DeviceLlama {
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError> {
         self.cache.check(segments, self.config.vocab)?;
+        lora::check(&self.adapters, segments).map_err(StepError::Invalid)?;
         if segments.is_empty() {
             return Ok(Vec::new());
         }
@@ -291,5 +300,21 @@ impl StepModel for DeviceLlama {
             Some(collective) => self.compute(segments, collective),
             None => self.compute(segments, &mut Staged(collective)),
         }
+    }
+
+    fn adapter_loader(&self) -> AdapterLoader {
+        self.loading.loader()
+    }
+
+    fn put_adapter(&mut self, place: u32, adapter: LoadedAdapter) -> Result<(), StepError> {
+        let Matrices::Device(adapter) = adapter.matrices else {
+            return Err(StepError::Invalid("an adapter for CPU cores".to_owned()));
+        };
+        self.adapters.insert(place, adapter);
+        Ok(())
+    }
+
+    fn drop_adapter(&mut self, place: u32) {
+        self.adapters.remove(&place);
     }
 }

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 
+use llama_model::adapter::AdapterRoom;
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::KvFormat;
 use llama_model::{
@@ -164,6 +165,7 @@ pub fn on_ranks<R: Send>(
     let load = |options: &LoadOptions| {
         let options = LoadOptions {
             verify: checkpoint.cut_for().is_some(),
+            adapters: AdapterRoom::NONE,
             ..*options
         };
         Llama::load(checkpoint, &options, &|_, _| {})
@@ -193,6 +195,7 @@ pub fn on_threads<R: Send>(
                         max_tokens: setup.max_tokens,
                         kv: setup.kv,
                         verify: false,
+                        adapters: AdapterRoom::NONE,
                     };
                     work(&options, &mut collective)
                 })
@@ -212,6 +215,7 @@ pub fn segment(slot: u32, start: usize, tokens: &[u32]) -> Segment {
         start: u32::try_from(start).expect("small"),
         tokens: tokens.to_vec(),
         logits: Wanted::Last,
+        adapter: None,
         tables: None,
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use llama_model::blocks::KvCapacity;
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::AdapterArgs;
 use crate::comm::placement::Placement;
 
 /// What ranks of one group must agree on.
@@ -26,6 +27,8 @@ pub struct Identity {
     pub compute: String,
     /// Type of the cached keys and values.
     pub kv: String,
+    /// Room for adapters.
+    pub adapters: AdapterArgs,
     /// Version of the worker.
     pub build: String,
 }

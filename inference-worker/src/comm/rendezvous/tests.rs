@@ -1,4 +1,5 @@
 use super::*;
+use crate::adapters::AdapterArgs;
 use crate::comm::placement::Placement;
 use llama_model::Layout;
 
@@ -12,6 +13,7 @@ fn identity() -> Identity {
         max_tokens: 128,
         compute: "f32".to_owned(),
         kv: "f16".to_owned(),
+        adapters: AdapterArgs::default(),
         build: "1".to_owned(),
     }
 }

@@ -1,5 +1,6 @@
 //! What clients send, checked. Every field is honoured or refused by name.
 
+mod adapters;
 mod calls;
 mod fields;
 mod form;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 use self::fields::Fields;
 use super::ApiError;
 
+pub use adapters::{LoadAdapterRequest, UnloadAdapterRequest};
 pub use calls::{ToolChoice, ToolUse};
 pub use form::Form;
 pub use text::{DetokenizeRequest, TokenizeRequest};

@@ -1,10 +1,13 @@
 use super::*;
+use crate::adapters::AdapterUse;
 use crate::comm::board::Board;
 use crate::comm::region::Region;
 use crate::comm::shm::ShmLink;
+use crate::rank::adapters::AdapterDesk;
 use crate::scheduler::{Finish, Limits, Refusal};
+use llama_model::lora::{AdapterLoader, LoadedAdapter};
 use llama_model::sample::SamplingParams;
-use llama_model::{Collective, Layout, LocalCollective, Segment, StepModel, Wanted};
+use llama_model::{Collective, Layout, LocalCollective, ModelError, Segment, StepModel, Wanted};
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -41,6 +44,21 @@ impl StepModel for Counting {
         }
         Ok(rows)
     }
+
+    fn adapter_loader(&self) -> AdapterLoader {
+        Box::new(|folder| {
+            Err(ModelError::NotFound(format!(
+                "{} is empty",
+                folder.display()
+            )))
+        })
+    }
+
+    fn put_adapter(&mut self, _place: u32, _adapter: LoadedAdapter) -> Result<(), StepError> {
+        Err(StepError::Invalid("nothing is ever loaded".to_owned()))
+    }
+
+    fn drop_adapter(&mut self, _place: u32) {}
 }
 
 fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
@@ -52,6 +70,7 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
         sampling: SamplingParams::GREEDY,
         priority: 0,
         cache_salt: None,
+        adapter: None,
         form: None,
     }))
 }
@@ -63,7 +82,7 @@ fn of(told: &[FromEngine], wanted: u64) -> Vec<FromEngine> {
         | FromEngine::Finished { id, .. }
         | FromEngine::Refused { id, .. }
         | FromEngine::Failed { id, .. } => *id == wanted,
-        FromEngine::Stats(_) => false,
+        FromEngine::Adapter { .. } | FromEngine::Stats(_) => false,
     };
     told.iter().filter(is_wanted).cloned().collect()
 }
@@ -127,6 +146,8 @@ fn run(messages: Vec<ToEngine>) -> Vec<FromEngine> {
         local: 0,
         epoch: 1,
         step: 0,
+        desk: AdapterDesk::default(),
+        settled: None,
     };
     let tell = |messages: &[FromEngine]| {
         told.extend_from_slice(messages);
@@ -230,6 +251,8 @@ fn followers_compute_what_rank_0_plans_until_the_last_step() {
                         local: rank,
                         epoch: 1,
                         step: 0,
+                        desk: AdapterDesk::default(),
+                        settled: None,
                     };
                     while !stepper.follow().unwrap() {}
                     stepper.step
@@ -246,6 +269,8 @@ fn followers_compute_what_rank_0_plans_until_the_last_step() {
             local: 0,
             epoch: 1,
             step: 0,
+            desk: AdapterDesk::default(),
+            settled: None,
         };
         let tell = |messages: &[FromEngine]| {
             told.extend_from_slice(messages);
@@ -285,9 +310,11 @@ fn a_rank_of_another_epoch_is_a_plan_mismatch() {
                         local: rank,
                         epoch: 1 + rank as u64,
                         step: 0,
+                        desk: AdapterDesk::default(),
+                        settled: None,
                     };
                     if rank == 0 {
-                        stepper.lead(Vec::new(), false).map(|_| ())
+                        stepper.lead(NextStep::default()).map(|_| ())
                     } else {
                         stepper.follow().map(|_| ())
                     }
@@ -305,4 +332,87 @@ fn a_rank_of_another_epoch_is_a_plan_mismatch() {
         );
         assert_eq!(failure.rank, Some(1), "{failure}");
     }
+}
+
+/// What was told of adapters, with the number of tokens told before.
+fn of_adapters(told: &[FromEngine]) -> Vec<(usize, u32, AdapterOutcome)> {
+    let mut tokens = 0;
+    let mut found = Vec::new();
+    for message in told {
+        match message {
+            FromEngine::Token { .. } => tokens += 1,
+            FromEngine::Adapter { place, outcome } => found.push((tokens, *place, outcome.clone())),
+            _ => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn an_adapter_that_cannot_be_read_is_refused_and_steps_go_on() {
+    let load = |place: u32| {
+        ToEngine::Adapter(AdapterOrder::Load {
+            place,
+            folder: format!("/adapters/{place}").into(),
+        })
+    };
+    let (_, board) = board(1);
+    let (send, receive) = mpsc::channel();
+    for message in [load(3), load(4), submit(0, 1, 6)] {
+        send.send(message).unwrap();
+    }
+    let mut told = Vec::new();
+    let stepper = Stepper {
+        model: &mut Counting,
+        link: &mut LocalCollective,
+        board: &board,
+        local: 0,
+        epoch: 1,
+        step: 0,
+        desk: AdapterDesk::default(),
+        settled: None,
+    };
+    let tell = |messages: &[FromEngine]| {
+        told.extend_from_slice(messages);
+        if of_adapters(&told).len() == 2 {
+            // The second one's end is the test's.
+            send.send(ToEngine::Stop).unwrap();
+        }
+        Ok(())
+    };
+    Engine::new(
+        stepper,
+        Scheduler::new(limits()),
+        no_vocabulary(),
+        receive,
+        tell,
+    )
+    .run()
+    .unwrap();
+    let refused = |place: u32| AdapterOutcome::Refused {
+        message: format!("/adapters/{place} is empty"),
+    };
+    let found: Vec<_> = of_adapters(&told)
+        .into_iter()
+        .map(|(_, place, outcome)| (place, outcome))
+        .collect();
+    assert_eq!(found, [(3, refused(3)), (4, refused(4))]);
+    assert_eq!(of(&told, 0), answer(0, &[2, 3, 4, 5, 6, 7], Finish::Length));
+}
+
+#[test]
+fn an_adapter_is_forgotten_once_no_sequence_uses_it() {
+    let mut adapted = submit(0, 1, 4);
+    if let ToEngine::Submit(submit) = &mut adapted {
+        submit.adapter = Some(AdapterUse { place: 2, load: 7 });
+    }
+    let forget = |place: u32| ToEngine::Adapter(AdapterOrder::Drop { place });
+    let told = run(vec![adapted, forget(2), forget(1)]);
+    assert_eq!(
+        of_adapters(&told),
+        [
+            (0, 1, AdapterOutcome::Dropped),
+            (4, 2, AdapterOutcome::Dropped)
+        ]
+    );
 }

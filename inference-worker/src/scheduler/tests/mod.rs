@@ -2,6 +2,7 @@ mod ranks;
 mod simulation;
 
 use super::*;
+use crate::adapters::AdapterUse;
 use ranks::{Ranks, STOP, answer};
 
 fn request(id: u64, prompt: usize, max_answer: u32) -> Request {
@@ -45,6 +46,41 @@ fn endless(id: u64, prompt: usize, max_answer: u32) -> Request {
         stop_ids: Vec::new(),
         ..request(id, prompt, max_answer)
     }
+}
+
+#[test]
+fn adapters_and_salts_share_no_blocks() {
+    let limits = Limits {
+        blocks: [40, 0],
+        ..limits(1, 64, 9)
+    };
+    let (mut scheduler, mut ranks) = (Scheduler::new(limits), Ranks::new(limits));
+    let adapter = |load| Some(AdapterUse { place: 0, load });
+    let mut found = Vec::new();
+    for (id, adapter, salt) in [
+        (0, None, ""),
+        (1, adapter(0), ""),
+        (2, adapter(0), ""),
+        (3, adapter(1), ""),
+        (4, adapter(1), "a"),
+        (5, None, "a"),
+        (6, None, ""),
+    ] {
+        let request = Request {
+            id,
+            prompt: (0..40).map(|at| token_at(0, at)).collect(),
+            adapter,
+            salt: salt.to_owned(),
+            ..endless(id, 1, 1)
+        };
+        scheduler.submit(request).unwrap();
+        found.extend(
+            step(&mut scheduler, &mut ranks)
+                .iter()
+                .map(|end| end.cached_tokens),
+        );
+    }
+    assert_eq!(found, [0, 0, 32, 0, 0, 0, 32]);
 }
 
 #[test]

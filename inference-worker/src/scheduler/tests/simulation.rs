@@ -82,6 +82,7 @@ impl Simulation {
             stop_ids: vec![STOP],
             priority: self.rng.random_range(-1..2),
             salt: ["", "a"][self.rng.random_range(0..2)].to_owned(),
+            adapter: None,
             prompt,
         };
         if self.scheduler.submit(request.clone()).is_ok() {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llama_model::Gguf;
+use llama_model::adapter::AdapterRoom;
 use llama_model::fixture::TinyLlama;
 use llama_model::text::{ModelText, Special, Tokenizer};
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Admission, Front, FrontParts, PortLimits, router, serve};
+use super::{AdapterRack, Admission, Front, FrontParts, PortLimits, router, serve};
 use crate::engine::{EngineClient, FromEngine, Submit, ToEngine, TokenLogprobs, frames};
 use crate::metrics::Metrics;
 use crate::scheduler::Finish;
@@ -112,6 +113,7 @@ impl Api {
         });
         let (_, admission) = watch::channel(Admission::Serving);
         let text = model_text();
+        let adapters = AdapterRack::new(engine.clone(), "m".to_owned(), AdapterRoom::NONE, None);
         let front = Front::new(FrontParts {
             served_name: "m".to_owned(),
             max_tokens: MAX_TOKENS,
@@ -119,6 +121,7 @@ impl Api {
             tokenizer: text.tokenizer,
             template: text.template,
             engine,
+            rack: adapters,
             admission,
             metrics: Arc::new(Metrics::new("m")),
         });

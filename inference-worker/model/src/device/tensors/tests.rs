@@ -12,6 +12,7 @@ use llama_checkpoint::blocks::KvGroup;
 use llama_checkpoint::config::{RopePairs, Temperature};
 use proptest::prelude::*;
 
+use super::super::adapters::StepAdapters;
 use super::super::cache::CacheShape;
 use super::super::collective::Staged;
 use super::super::layer::{Experts, FeedForward, Gated, Layer, Pass};
@@ -19,6 +20,7 @@ use super::super::matrix::Precision;
 use super::*;
 use crate::collective::LocalCollective;
 use crate::kernels::Format;
+use crate::lora::Adapters;
 use crate::step::{Segment, Wanted};
 
 /// Random numbers between −1 and 1.
@@ -320,6 +322,7 @@ fn segment(place: &Sequence) -> Segment {
         start: u32::try_from(place.start).expect("small"),
         tokens: vec![0; place.len],
         logits: Wanted::None,
+        adapter: None,
         tables: None,
     }
 }
@@ -473,6 +476,7 @@ fn a_layer_with_experts_is_that_of_f64() {
         len: 7,
     };
     let rows = ops.rows(&[place]).expect("rows");
+    let none = Adapters::new();
     let mut pass = Pass {
         operations: &ops,
         rows: &rows,
@@ -482,6 +486,7 @@ fn a_layer_with_experts_is_that_of_f64() {
             cache
         },
         epsilon: 1e-5,
+        adapters: &StepAdapters::new(&none, &[]),
         collective: &mut Staged(&mut LocalCollective),
     };
     let out = layer.forward(0, &x, &mut pass).expect("computes");
