@@ -2,7 +2,12 @@
 //! (`reference/make_adapters.py` writes both), and against models whose weights the
 //! adapters were merged into.
 
-#![allow(clippy::expect_used, reason = "tests may fail")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests may fail, and round"
+)]
 
 mod common;
 
@@ -200,7 +205,7 @@ fn adapter_and_merged(number: u64, root: &Path) -> (std::path::PathBuf, Checkpoi
     for (at, (name, weight)) in weights.tensors().into_iter().enumerate() {
         let mut values = floats(weight.data());
         let shape = weight.shape().to_vec();
-        let is_changed = name.contains("_proj") && (at as u64 + number) % 3 != 0;
+        let is_changed = name.contains("_proj") && !(at as u64 + number).is_multiple_of(3);
         if let ([rows, columns], true) = (&shape[..], is_changed) {
             let part = name.trim_end_matches(".weight");
             let a = noise.values(rank * columns);
