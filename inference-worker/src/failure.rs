@@ -57,6 +57,10 @@ impl Failure {
     pub fn of_step(rank: u32, step: u64, error: &StepError) -> Option<Self> {
         let failure = match error {
             StepError::Collective(error) => Self::of_collective(error)?,
+            StepError::Disagreement { rank } => {
+                let rank = u32::try_from(*rank).unwrap_or(u32::MAX);
+                Self::new(FailureCategory::SelfTestMismatch, error.to_string()).at_rank(rank)
+            }
             StepError::Compute(_) | StepError::Invalid(_) => {
                 let message = format!("rank {rank} failed in step {step}: {}", chain(error));
                 Self::new(FailureCategory::Internal, message).at_rank(rank)

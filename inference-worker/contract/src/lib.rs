@@ -10,7 +10,8 @@ pub mod report;
 
 pub use launch::{Device, LaunchArgs};
 pub use report::{
-    FailureCategory, FailureReport, LoadProgress, RankPhase, RankReport, StateReport, WorkerPhase,
+    FailureCategory, FailureReport, LoadProgress, RankPhase, RankReport, SelfTestReport,
+    StateReport, WorkerPhase,
 };
 
 /// Port of the OpenAI API on a group's first pod.

@@ -30,6 +30,8 @@ pub enum FailureCategory {
     RankSilent,
     /// A rank was given another step plan than its peers.
     PlanMismatch,
+    /// The golden answer is not the one that was expected, or ranks differ about it.
+    SelfTestMismatch,
     /// The ranks did not find each other in time, or disagree on what they run.
     RendezvousFailed,
     /// A connection between ranks of different pods broke.
@@ -40,7 +42,7 @@ pub enum FailureCategory {
 
 impl FailureCategory {
     /// Every category, for tests and documentation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ModelNotFound,
         Self::ModelTruncated,
         Self::ModelInvalid,
@@ -52,6 +54,7 @@ impl FailureCategory {
         Self::RankDied,
         Self::RankSilent,
         Self::PlanMismatch,
+        Self::SelfTestMismatch,
         Self::RendezvousFailed,
         Self::PeerLost,
         Self::Internal,
@@ -71,6 +74,7 @@ impl FailureCategory {
             Self::RankDied => "RankDied",
             Self::RankSilent => "RankSilent",
             Self::PlanMismatch => "PlanMismatch",
+            Self::SelfTestMismatch => "SelfTestMismatch",
             Self::RendezvousFailed => "RendezvousFailed",
             Self::PeerLost => "PeerLost",
             Self::Internal => "Internal",
@@ -92,6 +96,7 @@ impl FailureCategory {
             Self::RankDied
             | Self::RankSilent
             | Self::PlanMismatch
+            | Self::SelfTestMismatch
             | Self::RendezvousFailed
             | Self::PeerLost
             | Self::Internal => false,
@@ -181,6 +186,9 @@ pub enum WorkerPhase {
     Rendezvous,
     /// Ranks are reading their slices of the weights.
     LoadingWeights,
+    /// Ranks are computing the golden answer, and load the adapters that the pod was
+    /// started with.
+    SelfTest,
     /// Serving.
     Ready,
     /// Finishing running answers after SIGTERM.
@@ -196,6 +204,7 @@ impl WorkerPhase {
             Self::Starting => "Starting",
             Self::Rendezvous => "Rendezvous",
             Self::LoadingWeights => "LoadingWeights",
+            Self::SelfTest => "SelfTest",
             Self::Ready => "Ready",
             Self::Draining => "Draining",
             Self::Failed => "Failed",
@@ -231,6 +240,19 @@ pub struct LoadProgress {
     /// Seconds until all are read at that rate, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<u64>,
+}
+
+/// The golden answer, which all ranks of a group computed together before it served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SelfTestReport {
+    /// Digest of the answer's tokens and of the bits of their probabilities: the same
+    /// wherever the same build computes the same weights in the same order of sums.
+    pub answer: String,
+    /// Tokens of the answer.
+    pub tokens: u32,
+    /// Milliseconds that it took.
+    pub millis: u64,
 }
 
 /// One rank as its pod sees it.
@@ -274,6 +296,9 @@ pub struct StateReport {
     pub running: u32,
     /// Requests waiting for room (first pod only).
     pub waiting: u32,
+    /// The golden answer, once it is there (first pod only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_test: Option<SelfTestReport>,
     /// Why the group is over, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureReport>,

@@ -62,6 +62,12 @@ pub enum StepError {
     /// A tensor operation failed.
     #[error("compute a step")]
     Compute(#[source] candle_core::Error),
+    /// Ranks that should have computed the same did not.
+    #[error("rank {rank} computed other logits than rank 0")]
+    Disagreement {
+        /// The first that differs.
+        rank: usize,
+    },
     /// The plan breaks a rule of [`Segment`].
     #[error("invalid step: {0}")]
     Invalid(String),

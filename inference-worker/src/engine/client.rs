@@ -335,6 +335,7 @@ mod tests {
             cache_salt: None,
             adapter: None,
             form: None,
+            is_compared: false,
         }
     }
 

@@ -35,6 +35,9 @@ pub struct Submit {
     /// The adapter that changes the model for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterUse>,
+    /// Whether ranks compare their logits in every step of it.
+    #[serde(default)]
+    pub is_compared: bool,
     /// What the answer as a whole must be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<Grammar>,
@@ -230,6 +233,7 @@ mod tests {
             cache_salt: Some("salt".to_owned()),
             adapter: None,
             form: None,
+            is_compared: false,
         }))
     }
 

@@ -64,6 +64,8 @@ impl Vocabularies {
 pub(super) struct Drawing {
     sampler: Sampler,
     constraint: Option<Constraint>,
+    /// Whether ranks compare their logits for it.
+    pub(super) is_compared: bool,
 }
 
 /// Tokens, and their logprobs where they were asked for.
@@ -78,6 +80,7 @@ impl Drawing {
         Ok(Self {
             sampler: Sampler::new(submit.sampling.clone(), &submit.tokens),
             constraint,
+            is_compared: submit.is_compared,
         })
     }
 

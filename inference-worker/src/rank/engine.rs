@@ -101,6 +101,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
                 segments,
                 adapters: self.next_orders(),
                 settles,
+                compares: self.drawings.values().any(|drawing| drawing.is_compared),
                 last,
             };
             let computing = Instant::now();

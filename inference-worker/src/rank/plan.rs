@@ -24,6 +24,9 @@ pub struct StepPlan {
     /// read.
     #[serde(default, skip_serializing_if = "is_false")]
     pub settles: bool,
+    /// Whether ranks compare the logits that they have.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub compares: bool,
     /// Whether the ranks end after this one.
     pub last: bool,
 }
@@ -42,6 +45,8 @@ pub struct NextStep {
     pub adapters: Vec<AdapterOrder>,
     /// See [`StepPlan::settles`].
     pub settles: bool,
+    /// See [`StepPlan::compares`].
+    pub compares: bool,
     /// See [`StepPlan::last`].
     pub last: bool,
 }
@@ -88,6 +93,7 @@ impl Stepper<'_> {
             segments: next.segments,
             adapters: next.adapters,
             settles: next.settles,
+            compares: next.compares,
             last: next.last,
         };
         let mut payload = serde_json::to_vec(&plan)
@@ -126,6 +132,10 @@ impl Stepper<'_> {
         } else {
             self.model.step(&plan.segments, self.link)?
         };
+        if plan.compares {
+            let words = self.link.gather_words([digest_of(&rows), 0, 0])?;
+            compare(&words)?;
+        }
         if plan.settles {
             self.settled = self.desk.settle(self.link, self.model)?;
         }
@@ -141,6 +151,26 @@ fn fingerprint(payload: &[u8]) -> u64 {
     hash.as_bytes()
         .first_chunk()
         .map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// The first eight bytes of the hash of logits, bit by bit.
+fn digest_of(rows: &[Vec<f32>]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for value in rows.iter().flatten() {
+        hasher.update(&value.to_le_bytes());
+    }
+    let hash = hasher.finalize();
+    let bytes = hash.as_bytes().first_chunk();
+    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// Whether all ranks have the digest of rank 0.
+fn compare(words: &[[u64; 3]]) -> Result<(), StepError> {
+    let reference = words.first();
+    match words.iter().position(|word| Some(word) != reference) {
+        None => Ok(()),
+        Some(rank) => Err(StepError::Disagreement { rank }),
+    }
 }
 
 /// Whether all ranks entered the step with the same epoch, number and plan. Of
@@ -165,6 +195,17 @@ fn agree(rank: usize, own: [u64; 3], headers: &[[u64; 3]]) -> Result<(), Collect
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rank_with_another_bit_is_named() {
+        let rows = vec![vec![1.0, 2.0], vec![3.0]];
+        let word = |rows: &[Vec<f32>]| [digest_of(rows), 0, 0];
+        assert!(compare(&[word(&rows), word(&rows)]).is_ok());
+        let mut other = rows.clone();
+        other[1][0] = f32::from_bits(3.0_f32.to_bits() + 1);
+        let error = compare(&[word(&rows), word(&rows), word(&other)]);
+        assert!(matches!(error, Err(StepError::Disagreement { rank: 2 })));
+    }
 
     #[test]
     fn ranks_that_differ_are_named() {

@@ -203,6 +203,7 @@ fn submit(
                 cache_salt: request.cache_salt.clone(),
                 adapter,
                 form: form.clone(),
+                is_compared: false,
             };
             let generation = front.engine.submit(submit).map_err(|error| match error {
                 SubmitError::GroupFailed(report) => group_failed(&report),

@@ -6,16 +6,17 @@ mod cause;
 mod children;
 mod devices;
 mod preflight;
+mod self_test;
 mod serving;
 mod state;
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use llama_contract::{FailureCategory, FailureReport};
+use llama_contract::{FailureCategory, FailureReport, SelfTestReport};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
@@ -140,8 +141,10 @@ struct Pod<'a> {
     kills_before: u64,
     watches: Vec<SilenceWatch>,
     stopping: Stopping,
-    /// What came of the adapters that it was started with.
-    modules: Option<oneshot::Receiver<Result<(), String>>>,
+    /// What the ranks are asked before requests are taken, and for how many tokens.
+    question: Option<(Vec<u32>, u32)>,
+    /// What comes of it.
+    rehearsal: Option<oneshot::Receiver<Result<SelfTestReport, Failure>>>,
 }
 
 impl<'a> Pod<'a> {
@@ -167,7 +170,8 @@ impl<'a> Pod<'a> {
             cgroup,
             watches: vec![SilenceWatch::default(); ranks],
             stopping: Stopping::No,
-            modules: None,
+            question: None,
+            rehearsal: None,
         };
         let front = pod.start_ranks(prepared, &region)?;
         Ok((pod, front))
@@ -203,6 +207,7 @@ impl<'a> Pod<'a> {
         if let Some((tokenizer, template)) = prepared.text {
             let (near, far) =
                 std::os::unix::net::UnixStream::pair().map_err(|error| internal(&error))?;
+            self.question = Some(self_test::question(&tokenizer, max_tokens)?);
             let start = FrontStart {
                 stream: near,
                 tokenizer,
@@ -291,6 +296,7 @@ impl<'a> Pod<'a> {
             admission,
             engine,
             rack: racks,
+            self_test: OnceLock::new(),
             metrics,
             silences: Mutex::default(),
         });
@@ -365,7 +371,7 @@ impl<'a> Pod<'a> {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = silences;
         if *state.admission.borrow() == Admission::Starting && state.is_ready() {
-            match self.modules(state) {
+            match self.rehearsed(state) {
                 None => {}
                 Some(Ok(())) => {
                     tracing::info!("all ranks of this pod are ready");
@@ -381,31 +387,53 @@ impl<'a> Pod<'a> {
         first_cause(self.board.cause().as_ref(), &sights, may_end, memory_kills)
     }
 
-    /// Has the ranks load the adapters that the pod was started with; returns what came
-    /// of it, once it is over.
-    fn modules(&mut self, state: &PodState) -> Option<Result<(), Failure>> {
-        let Some(rack) = state
-            .rack
-            .as_ref()
-            .filter(|_| !self.args.lora_modules.is_empty())
-        else {
+    /// Has the ranks answer the golden question and load the adapters that the pod was
+    /// started with; returns what came of it, once it is over.
+    fn rehearsed(&mut self, state: &PodState) -> Option<Result<(), Failure>> {
+        let Some((engine, rack)) = state.engine.as_ref().zip(state.rack.as_ref()) else {
+            // The first pod's to do.
             return Some(Ok(()));
         };
-        let loading = self.modules.get_or_insert_with(|| {
-            let (sender, loading) = oneshot::channel();
-            let (rack, modules) = (rack.clone(), self.args.lora_modules.clone());
+        if let Some(question) = self.question.take() {
+            let (sender, rehearsal) = oneshot::channel();
+            let (engine, rack) = (engine.clone(), rack.clone());
+            let modules = self.args.lora_modules.clone();
+            let expected = self.args.self_test_answer.clone();
             tokio::spawn(async move {
+                let report = self_test::run(&engine, question, expected.as_deref()).await;
+                let rehearsed = match report {
+                    Ok(report) => {
+                        rack.load_modules(modules)
+                            .await
+                            .map(|()| report)
+                            .map_err(|message| {
+                                Failure::new(FailureCategory::InvalidConfiguration, message)
+                            })
+                    }
+                    Err(failure) => Err(failure),
+                };
                 // The pod may have ended.
-                let _ = sender.send(rack.load_modules(modules).await);
+                let _ = sender.send(rehearsed);
             });
-            loading
-        });
-        let refused = |message| Err(Failure::new(FailureCategory::InvalidConfiguration, message));
-        match loading.try_recv() {
-            Ok(Ok(())) => Some(Ok(())),
-            Ok(Err(message)) => Some(refused(message)),
+            self.rehearsal = Some(rehearsal);
+        }
+        match self.rehearsal.as_mut()?.try_recv() {
+            Ok(Ok(report)) => {
+                tracing::info!(
+                    answer = report.answer,
+                    millis = report.millis,
+                    "the golden answer"
+                );
+                // It is given once.
+                let _ = state.self_test.set(report);
+                Some(Ok(()))
+            }
+            Ok(Err(failure)) => Some(Err(failure)),
             Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Closed) => Some(refused("loading adapters ended".to_owned())),
+            Err(TryRecvError::Closed) => Some(Err(Failure::new(
+                FailureCategory::Internal,
+                "the self-test ended without a word",
+            ))),
         }
     }
 

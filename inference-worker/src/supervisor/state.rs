@@ -1,9 +1,11 @@
 //! What the pod says of itself while it lives.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use llama_contract::{LaunchArgs, LoadProgress, RankPhase, RankReport, StateReport, WorkerPhase};
+use llama_contract::{
+    LaunchArgs, LoadProgress, RankPhase, RankReport, SelfTestReport, StateReport, WorkerPhase,
+};
 use tokio::sync::watch;
 
 use crate::comm::board::Board;
@@ -30,6 +32,8 @@ pub(super) struct PodState {
     pub(super) engine: Option<EngineClient>,
     /// The group's adapters, on the first pod.
     pub(super) rack: Option<AdapterRack>,
+    /// The golden answer.
+    pub(super) self_test: OnceLock<SelfTestReport>,
     /// The pod's metrics.
     pub(super) metrics: Arc<Metrics>,
     /// How long each rank's heartbeat has stood still.
@@ -44,6 +48,9 @@ impl PodState {
             Admission::Draining => return WorkerPhase::Draining,
             Admission::Serving => return WorkerPhase::Ready,
             Admission::Starting => {}
+        }
+        if self.is_ready() {
+            return WorkerPhase::SelfTest;
         }
         let phases: Vec<_> = (0..self.board.ranks())
             .map(|local| self.board.phase(local))
@@ -107,6 +114,7 @@ impl Inspect for PodState {
             ranks: self.ranks(),
             running: stats.running,
             waiting: stats.waiting,
+            self_test: self.self_test.get().cloned(),
             failure: match &*self.admission.borrow() {
                 Admission::Failed(report) => Some(report.as_ref().clone()),
                 _ => None,

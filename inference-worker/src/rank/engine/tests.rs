@@ -72,6 +72,7 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
         cache_salt: None,
         adapter: None,
         form: None,
+        is_compared: false,
     }))
 }
 
