@@ -4,8 +4,9 @@
 pub mod error;
 pub mod request;
 pub mod response;
+pub mod responses;
 pub mod stop;
 
 pub use error::ApiError;
-pub use request::{DetokenizeRequest, Prompt, TokenizeRequest, ValidRequest};
+pub use request::{DetokenizeRequest, Prompt, ResponsesRequest, TokenizeRequest, ValidRequest};
 pub use stop::StopMatcher;
