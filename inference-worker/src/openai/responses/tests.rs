@@ -113,7 +113,7 @@ fn text_grows_in_one_part_of_one_message() {
     assert_eq!(
         whole["usage"],
         json!({
-            "input_tokens": 5, "input_tokens_details": {"cached_tokens": 2},
+            "input_tokens": 5, "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 0},
             "output_tokens": 3, "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 8,
         })
