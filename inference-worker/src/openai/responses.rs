@@ -168,7 +168,7 @@ impl GrowingResponse {
                 text: String::new(),
                 logprobs: Vec::new(),
             });
-            let part = self.part("", &[]);
+            let part = part("", &[]);
             self.tell_of_text("response.content_part.added", json!({"part": part}));
         }
         let told = self.likely();
@@ -237,7 +237,7 @@ impl GrowingResponse {
         };
         match &item {
             Open::Message { text, logprobs } => {
-                let part = self.part(text, logprobs);
+                let part = part(text, logprobs);
                 let fields = json!({"text": text, "logprobs": logprobs});
                 self.tell_of_text("response.output_text.done", fields);
                 self.tell_of_text("response.content_part.done", json!({"part": part}));
@@ -265,7 +265,7 @@ impl GrowingResponse {
                 "type": "message",
                 "role": "assistant",
                 "status": status.as_str(),
-                "content": [self.part(text, logprobs)],
+                "content": [part(text, logprobs)],
             }),
             Open::Call {
                 id: call,
@@ -280,10 +280,6 @@ impl GrowingResponse {
                 "status": status.as_str(),
             }),
         }
-    }
-
-    fn part(&self, text: &str, logprobs: &[Value]) -> Value {
-        json!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs})
     }
 
     fn body(&self, status: Status, usage: Option<Usage>) -> Value {
@@ -325,6 +321,10 @@ impl GrowingResponse {
         self.told += 1;
         self.events.push(fields);
     }
+}
+
+fn part(text: &str, logprobs: &[Value]) -> Value {
+    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs})
 }
 
 fn usage_json(usage: Usage) -> Value {

@@ -121,12 +121,12 @@ impl Tool {
 fn function(index: usize, tool: &Value, shape: ToolShape) -> Result<Function, ApiError> {
     let place = format!("tools[{index}]");
     let wrong = |error: serde_json::Error| ApiError::invalid_field(&place, &error.to_string());
-    let check = |kind: Option<&str>| match kind {
-        Some("function") => Ok(()),
-        _ => {
-            let place = format!("{place}.type");
-            Err(ApiError::invalid_field(&place, "must be \"function\""))
+    let check = |kind: Option<&str>| {
+        if kind == Some("function") {
+            return Ok(());
         }
+        let place = format!("{place}.type");
+        Err(ApiError::invalid_field(&place, "must be \"function\""))
     };
     match shape {
         ToolShape::Nested => {

@@ -22,21 +22,20 @@ const ELSEWHERE: [&str; 5] = [
     "return_token_ids",
     "return_tokens_as_token_ids",
 ];
-/// Fields that responses repeat as they were sent, and what stands for those that were
-/// not.
-const REPEATED: [(&str, fn() -> Value); 12] = [
-    ("instructions", || Value::Null),
-    ("max_output_tokens", || Value::Null),
-    ("metadata", || json!({})),
-    ("parallel_tool_calls", || json!(true)),
-    ("prompt_cache_key", || Value::Null),
-    ("safety_identifier", || Value::Null),
-    ("temperature", || json!(1.0)),
-    ("tool_choice", || json!("auto")),
-    ("tools", || json!([])),
-    ("top_logprobs", || json!(0)),
-    ("top_p", || json!(1.0)),
-    ("user", || Value::Null),
+/// Fields that responses repeat as they were sent.
+const REPEATED: [&str; 12] = [
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "safety_identifier",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "top_p",
+    "user",
 ];
 
 /// A request that was understood in every field.
@@ -89,28 +88,37 @@ impl ResponsesRequest {
 
 /// What the response says of its request.
 fn repeated(fields: &Fields) -> Map<String, Value> {
-    let or = |sent: Value, absent: fn() -> Value| if sent.is_null() { absent() } else { sent };
-    let mut repeated: Map<String, Value> = REPEATED
-        .into_iter()
-        .map(|(name, absent)| (name.to_owned(), or(fields.sent(name), absent)))
-        .collect();
-    let mut text = or(fields.sent("text"), || json!({}));
-    if let Some(options) = text.as_object_mut() {
-        let format = options.entry("format").or_insert(Value::Null);
-        *format = or(format.take(), || json!({"type": "text"}));
+    // What is no object is refused before it could be repeated.
+    let mut text = Map::from_iter([("format".to_owned(), json!({"type": "text"}))]);
+    if let Value::Object(sent) = fields.sent("text") {
+        text.extend(sent.into_iter().filter(|(_, value)| !value.is_null()));
     }
-    for (name, value) in [
-        ("text", text),
-        ("background", json!(false)),
-        ("previous_response_id", Value::Null),
-        ("reasoning", json!({"effort": null, "summary": null})),
-        ("service_tier", json!("default")),
-        ("store", json!(false)),
-        ("truncation", json!("disabled")),
-    ] {
-        repeated.insert(name.to_owned(), value);
+    let mut repeated = json!({
+        "background": false,
+        "metadata": {},
+        "parallel_tool_calls": true,
+        "previous_response_id": null,
+        "reasoning": {"effort": null, "summary": null},
+        "service_tier": "default",
+        "store": false,
+        "temperature": 1.0,
+        "text": text,
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": 0,
+        "top_p": 1.0,
+        "truncation": "disabled",
+    });
+    for name in REPEATED {
+        let sent = fields.sent(name);
+        if !sent.is_null() || repeated.get(name).is_none() {
+            repeated[name] = sent;
+        }
     }
-    repeated
+    match repeated {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
 }
 
 fn check_metadata(fields: &mut Fields) -> Result<(), ApiError> {
@@ -131,7 +139,7 @@ fn check_metadata(fields: &mut Fields) -> Result<(), ApiError> {
 fn check_reasoning(fields: &mut Fields) -> Result<(), ApiError> {
     let reasoning: Map<String, Value> = fields.take("reasoning")?.unwrap_or_default();
     let asks = |(name, value): &(&String, &Value)| {
-        !value.is_null() && !(*name == "effort" && *value == "none")
+        !(value.is_null() || *name == "effort" && *value == "none")
     };
     match reasoning.iter().find(asks) {
         None => Ok(()),
