@@ -26,6 +26,7 @@ async fn three_ranks_serve_chat_scale_and_leave_nothing() -> anyhow::Result<()> 
     every_field_is_explained(&place).await?;
     greedy_answers_are_the_golden_ones(&place).await?;
     the_openai_client_chats(&place).await?;
+    the_openai_client_gets_responses(&place).await?;
     scale_makes_and_removes_groups(&place).await?;
 
     place
@@ -122,14 +123,16 @@ async fn greedy_answers_are_the_golden_ones(place: &Place) -> anyhow::Result<()>
     Ok(())
 }
 
-async fn the_openai_client_chats(place: &Place) -> anyhow::Result<()> {
+/// What a script of `e2e/clients` says of the deployment; `None` where no Python has the
+/// openai package.
+async fn openai_client(place: &Place, script: &str) -> anyhow::Result<Option<Value>> {
     let Ok(python) = std::env::var(OPENAI_PYTHON_VARIABLE) else {
         eprintln!("skipped: {OPENAI_PYTHON_VARIABLE} names no Python with the openai package");
-        return Ok(());
+        return Ok(None);
     };
     let forward = place.forward(NAME).await?;
     let output = Command::new(python)
-        .arg(repository().join("e2e/clients/openai_chat.py"))
+        .arg(repository().join("e2e/clients").join(script))
         .args([&forward.url(), NAME])
         .output()
         .await?;
@@ -138,7 +141,62 @@ async fn the_openai_client_chats(place: &Place) -> anyhow::Result<()> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let said: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(Some(serde_json::from_slice(&output.stdout)?))
+}
+
+async fn the_openai_client_gets_responses(place: &Place) -> anyhow::Result<()> {
+    let Some(said) = openai_client(place, "openai_responses.py").await? else {
+        return Ok(());
+    };
+    let whole = said["whole"].as_str().context("an answer")?;
+    ensure!(whole.contains("Paris"), "{said}");
+    for same in ["pieces", "accumulated", "told"] {
+        ensure!(said[same] == whole, "{said}");
+    }
+    let events = said["events"].as_array().context("events")?;
+    ensure!(
+        events.first() == Some(&json!("response.created"))
+            && events.last() == Some(&json!("response.completed")),
+        "{said}"
+    );
+    ensure!(
+        said["numbers"] == json!((0..events.len()).collect::<Vec<_>>()),
+        "{said}"
+    );
+    ensure!(
+        said["stream_usage"]["input_tokens_details"]["cached_tokens"]
+            .as_u64()
+            .is_some_and(|cached| cached > 0),
+        "{said}"
+    );
+    ensure!(
+        said["cut"] == json!(["incomplete", "max_output_tokens"]),
+        "{said}"
+    );
+    let call = &said["call"];
+    ensure!(
+        call[0] == "function_call" && call[1] == "get_weather" && call[2]["city"].is_string(),
+        "{said}"
+    );
+    ensure!(
+        said["call_pieces"] == true && said["store"] == false,
+        "{said}"
+    );
+    ensure!(
+        !said["answered"].is_null() && said["cat"]["age"].is_u64(),
+        "{said}"
+    );
+    ensure!(
+        said["refusals"] == json!(["background", "previous_response_id"]),
+        "{said}"
+    );
+    Ok(())
+}
+
+async fn the_openai_client_chats(place: &Place) -> anyhow::Result<()> {
+    let Some(said) = openai_client(place, "openai_chat.py").await? else {
+        return Ok(());
+    };
     let whole = said["whole"].as_str().context("an answer")?;
     let pieces: Vec<&str> = said["pieces"]
         .as_array()

@@ -4,11 +4,12 @@
 pub mod error;
 pub mod request;
 pub mod response;
+pub mod responses;
 pub mod stop;
 
 pub use error::ApiError;
 pub use request::{
-    DetokenizeRequest, LoadAdapterRequest, Prompt, TokenizeRequest, UnloadAdapterRequest,
-    ValidRequest,
+    DetokenizeRequest, LoadAdapterRequest, Prompt, ResponsesRequest, TokenizeRequest,
+    UnloadAdapterRequest, ValidRequest,
 };
 pub use stop::StopMatcher;

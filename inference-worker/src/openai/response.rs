@@ -85,7 +85,7 @@ pub struct Piece {
     pub text: String,
     /// The tokens; empty unless something of them is to be told.
     pub tokens: Vec<Told>,
-    /// What becomes of calls of tools; the text is without them.
+    /// What becomes of calls of tools behind the text, which is without them.
     pub calls: Vec<ToolDelta>,
 }
 
@@ -325,6 +325,11 @@ fn delta(piece: &Piece) -> Value {
 }
 
 fn chat_logprobs(tokens: &[Told]) -> Value {
+    json!({"content": logprobs(tokens)})
+}
+
+/// Tokens with their probabilities and the likeliest at their places.
+pub(super) fn logprobs(tokens: &[Told]) -> Vec<Value> {
     let one = |likely: &Likely| json!({"token": likely.text, "logprob": likely.logprob, "bytes": likely.bytes});
     let likely = tokens.iter().filter_map(|token| token.likely.as_ref());
     let content = likely.map(|(own, top)| {
@@ -332,7 +337,7 @@ fn chat_logprobs(tokens: &[Told]) -> Value {
         entry["top_logprobs"] = top.iter().map(one).collect();
         entry
     });
-    json!({"content": content.collect::<Vec<_>>()})
+    content.collect()
 }
 
 fn completion_logprobs(tokens: &[Told]) -> Value {

@@ -24,7 +24,7 @@ use crate::scheduler::Finish;
 /// What ends a stream in OpenAI's protocol.
 const DONE: &str = "[DONE]";
 /// How often an idle stream says that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Answers one request. A failure before the first token has a status of its
 /// own; a later one is the stream's last event.
@@ -54,7 +54,7 @@ pub(super) async fn answer(
         include_usage: request.shown.include_usage,
     };
     let shown = request.shown;
-    let started = generate::start(&front, endpoint, request).await?;
+    let started = generate::start(&front, endpoint.prompt_field(), request).await?;
     drop(body);
     if shown.token_ids {
         answer.prompt_ids = Some(started.prompts.clone());

@@ -1,5 +1,6 @@
 //! One answer on its way: what the engine says becomes pieces of text.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -48,6 +49,8 @@ pub(super) struct Choice {
     writer: Writer,
     /// Reads calls, where the model may call.
     calls: Option<ToolStream>,
+    /// What is to be told before anything new is taken.
+    ready: VecDeque<Piece>,
     ending: Option<Finish>,
     tokens: usize,
     cached_tokens: usize,
@@ -78,6 +81,7 @@ impl Choice {
             generation: Some(generation),
             writer: parts.writer,
             calls: parts.calls,
+            ready: VecDeque::new(),
             ending: None,
             tokens: 0,
             cached_tokens: 0,
@@ -90,7 +94,7 @@ impl Choice {
     }
 
     /// Takes what the engine said.
-    fn take(&mut self, event: Option<GenerationEvent>) -> Result<Piece, ApiError> {
+    fn take(&mut self, event: Option<GenerationEvent>) -> Result<(), ApiError> {
         let (written, reason) = match event {
             Some(GenerationEvent::Token { token, logprobs }) => {
                 let now = Instant::now();
@@ -118,19 +122,20 @@ impl Choice {
                 ));
             }
         };
-        let Written { mut piece, stopped } = written;
+        let Written { piece, stopped } = written;
         self.ending = if stopped { Some(Finish::Stop) } else { reason };
         if self.ending.is_some() {
             // Cancels what the engine may still compute.
             self.generation = None;
         }
-        self.read_calls(&mut piece);
-        Ok(piece)
+        self.read_calls(piece);
+        Ok(())
     }
 
-    /// Takes calls out of the text of a piece.
-    fn read_calls(&mut self, piece: &mut Piece) {
+    /// Takes calls out of the text of a piece. Text behind a call makes a new piece.
+    fn read_calls(&mut self, mut piece: Piece) {
         let Some(calls) = &mut self.calls else {
+            self.ready.push_back(piece);
             return;
         };
         let text = std::mem::take(&mut piece.text);
@@ -143,10 +148,16 @@ impl Choice {
         }
         for delta in deltas {
             match delta {
-                ToolDelta::Content(text) => piece.text.push_str(&text),
+                ToolDelta::Content(text) => {
+                    if !piece.calls.is_empty() {
+                        self.ready.push_back(std::mem::take(&mut piece));
+                    }
+                    piece.text.push_str(&text);
+                }
                 call => piece.calls.push(call),
             }
         }
+        self.ready.push_back(piece);
     }
 
     fn refused(&self, refusal: &Refusal) -> ApiError {
@@ -167,6 +178,12 @@ impl Stream for Choice {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         loop {
+            if let Some(piece) = this.ready.pop_front() {
+                if piece.is_empty() {
+                    continue;
+                }
+                return Poll::Ready(Some((this.index, ChoiceEvent::Piece(piece))));
+            }
             if let Some(reason) = this.ending.take() {
                 this.metrics.finished(reason, this.begun.elapsed());
                 let ended = Ended {
@@ -180,15 +197,10 @@ impl Stream for Choice {
                 return Poll::Ready(None);
             };
             let said = ready!(generation.poll_next(context));
-            let event = match this.take(said) {
-                Ok(piece) if piece.is_empty() => continue,
-                Ok(piece) => ChoiceEvent::Piece(piece),
-                Err(error) => {
-                    this.generation = None;
-                    ChoiceEvent::Failed(error)
-                }
-            };
-            return Poll::Ready(Some((this.index, event)));
+            if let Err(error) = this.take(said) {
+                this.generation = None;
+                return Poll::Ready(Some((this.index, ChoiceEvent::Failed(error))));
+            }
         }
     }
 }

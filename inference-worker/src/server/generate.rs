@@ -15,7 +15,6 @@ use super::{Front, group_failed};
 use crate::adapters::AdapterUse;
 use crate::engine::{Submit, SubmitError};
 use crate::openai::request::{Form, ToolChoice, ToolUse};
-use crate::openai::response::Endpoint;
 use crate::openai::{ApiError, Prompt, ValidRequest};
 use crate::structured::Grammar;
 use crate::tools::ToolStream;
@@ -32,14 +31,14 @@ pub(super) struct Started {
     pub(super) echoes: Vec<String>,
 }
 
-/// Hands `request` to the engine.
+/// Hands `request` to the engine; `field` brought its prompt.
 ///
 /// # Errors
 /// When it names another model or tokens that there are not, does not fit the
 /// context, or too many requests are open.
 pub(super) async fn start(
     front: &Arc<Front>,
-    endpoint: Endpoint,
+    field: &'static str,
     mut request: ValidRequest,
 ) -> Result<Started, ApiError> {
     let begun = Instant::now();
@@ -52,7 +51,7 @@ pub(super) async fn start(
         template: request.template.clone(),
         adds_lead: request.adds_lead,
         is_bounded: request.last_tokens.is_none(),
-        field: endpoint.prompt_field(),
+        field,
     };
     let texts: Vec<Option<String>> = prompts
         .iter()
@@ -73,7 +72,7 @@ pub(super) async fn start(
             tokens.len(),
             request.max_tokens,
             front.max_tokens,
-            endpoint,
+            field,
         )?);
         if request.shown.echo {
             let shown = text.filter(|_| surplus == 0);
@@ -89,7 +88,7 @@ pub(super) async fn start(
         &prompts,
         &limits,
         places,
-        (endpoint, begun, form, adapter),
+        (field, begun, form, adapter),
     )?;
     for prompt in &prompts {
         front.metrics.prompt(prompt.len());
@@ -177,7 +176,7 @@ fn submit(
     prompts: &[Arc<[u32]>],
     limits: &[u32],
     mut places: Places,
-    (endpoint, begun, form, adapter): (Endpoint, Instant, Option<Grammar>, Option<AdapterUse>),
+    (field, begun, form, adapter): (&'static str, Instant, Option<Grammar>, Option<AdapterUse>),
 ) -> Result<Vec<Choice>, ApiError> {
     let stop_ids = stop_ids(front, request);
     let mut choices = Vec::new();
@@ -223,7 +222,7 @@ fn submit(
                 writer: Writer::new(tokenizer, &request.ending, shown, min_tokens),
                 calls,
                 metrics: Arc::clone(&front.metrics),
-                prompt_field: endpoint.prompt_field(),
+                prompt_field: field,
                 begun,
                 permit: places.next()?,
             };
@@ -249,9 +248,8 @@ fn answer_limit(
     prompt: usize,
     wanted: Option<u32>,
     max_tokens: u32,
-    endpoint: Endpoint,
+    field: &str,
 ) -> Result<u32, ApiError> {
-    let field = endpoint.prompt_field();
     if prompt == 0 {
         return Err(ApiError::invalid_field(field, "is empty"));
     }
@@ -278,7 +276,7 @@ mod tests {
 
     #[test]
     fn an_answer_gets_the_room_that_is_left() {
-        let limit = |prompt, wanted| answer_limit(prompt, wanted, 16, Endpoint::Chat);
+        let limit = |prompt, wanted| answer_limit(prompt, wanted, 16, "messages");
         assert_eq!(limit(10, None), Ok(6));
         assert_eq!(limit(10, Some(6)), Ok(6));
         let too_much = limit(10, Some(7)).expect_err("refused");

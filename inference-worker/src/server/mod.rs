@@ -8,6 +8,7 @@ mod generate;
 pub mod internal;
 mod listen;
 mod prompt;
+mod responses;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -181,6 +182,7 @@ pub fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/responses", post(respond_in_items))
         .route("/v1/models", get(models))
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
@@ -204,6 +206,11 @@ async fn completion(State(front): State<Arc<Front>>, request: Request) -> Respon
 async fn respond(front: Arc<Front>, endpoint: Endpoint, request: Request) -> Response {
     let metrics = Arc::clone(&front.metrics);
     counted(&metrics, answer::answer(front, endpoint, request).await)
+}
+
+async fn respond_in_items(State(front): State<Arc<Front>>, request: Request) -> Response {
+    let metrics = Arc::clone(&front.metrics);
+    counted(&metrics, responses::answer(front, request).await)
 }
 
 async fn tokenize(State(front): State<Arc<Front>>, request: Request) -> Response {

@@ -21,7 +21,7 @@ pub use delta::ToolDelta;
 pub use format::{MARKERS, ToolFormat};
 pub use required::{RequiredCall, required_calls};
 pub use stream::ToolStream;
-pub use tool::Tool;
+pub use tool::{Tool, ToolShape};
 
 /// Most calls of one answer; what follows is content.
 pub const MAX_CALLS: usize = 128;

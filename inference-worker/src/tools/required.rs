@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Tool, ToolFormat};
+use super::{Tool, ToolFormat, ToolShape};
 use crate::openai::ApiError;
 use crate::structured::{Grammar, MAX_CALLS_BYTES, quoted, with_options};
 
@@ -23,13 +23,14 @@ pub enum RequiredCall<'a> {
 }
 
 /// The grammar of an answer that is a call, or several where `parallel`, with
-/// arguments by the functions' schemas. It was checked.
+/// arguments by the functions' schemas. It was checked. The functions were written in
+/// `shape`.
 ///
 /// # Errors
 /// 400, naming the tool whose schema cannot be kept or the choice that is none.
 pub fn required_calls(
     format: ToolFormat,
-    tools: &[Tool],
+    (tools, shape): (&[Tool], ToolShape),
     choice: RequiredCall<'_>,
     parallel: bool,
 ) -> Result<Grammar, ApiError> {
@@ -56,7 +57,7 @@ pub fn required_calls(
     let mut rules = Rules::default();
     let mut names = Vec::with_capacity(chosen.len());
     for (index, tool) in chosen {
-        let place = format!("tools[{index}].function.parameters");
+        let place = shape.place(index, "parameters");
         Grammar::JsonSchema(tool.parameters.clone()).check_field(&place)?;
         let call = match format {
             ToolFormat::Json => json_call(tool),

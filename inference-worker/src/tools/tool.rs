@@ -24,6 +24,26 @@ pub struct Tool {
     pub parameters: Value,
 }
 
+/// How an endpoint writes a function among its tools.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ToolShape {
+    /// `{"type": "function", "function": {"name": …}}`
+    #[default]
+    Nested,
+    /// `{"type": "function", "name": …}`
+    Flat,
+}
+
+impl ToolShape {
+    /// What to call the `field` of a function that is the tool `index`.
+    pub(super) fn place(self, index: usize, field: &str) -> String {
+        match self {
+            Self::Nested => format!("tools[{index}].function.{field}"),
+            Self::Flat => format!("tools[{index}].{field}"),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -44,11 +64,11 @@ struct Function {
 }
 
 impl Tool {
-    /// Reads the field `tools` of a request.
+    /// Reads the field `tools` of a request, whose functions are written in `shape`.
     ///
     /// # Errors
     /// 400, naming the tool and the field that is wrong.
-    pub fn list(tools: &[Value]) -> Result<Vec<Self>, ApiError> {
+    pub fn list(tools: &[Value], shape: ToolShape) -> Result<Vec<Self>, ApiError> {
         if tools.len() > MAX_TOOLS {
             let message = format!("at most {MAX_TOOLS} tools, {} came", tools.len());
             return Err(ApiError::invalid_field("tools", &message));
@@ -57,11 +77,10 @@ impl Tool {
         let mut bytes = 0;
         let mut list = Vec::with_capacity(tools.len());
         for (index, tool) in tools.iter().enumerate() {
-            let place = format!("tools[{index}]");
-            let tool = Self::read(&place, tool)?;
+            let tool = Self::read(index, tool, shape)?;
             if !names.insert(tool.name.clone()) {
                 let message = format!("\"{}\" is the name of another tool too", tool.name);
-                let place = format!("{place}.function.name");
+                let place = shape.place(index, "name");
                 return Err(ApiError::invalid_field(&place, &message));
             }
             bytes += tool.parameters.to_string().len();
@@ -74,22 +93,16 @@ impl Tool {
         Ok(list)
     }
 
-    fn read(place: &str, tool: &Value) -> Result<Self, ApiError> {
-        let written = Written::deserialize(tool)
-            .map_err(|error| ApiError::invalid_field(place, &error.to_string()))?;
-        if written.r#type != "function" {
-            let place = format!("{place}.type");
-            return Err(ApiError::invalid_field(&place, "must be \"function\""));
-        }
+    fn read(index: usize, tool: &Value, shape: ToolShape) -> Result<Self, ApiError> {
         let Function {
             name, parameters, ..
-        } = written.function;
+        } = function(index, tool, shape)?;
         if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(is_name) {
             let message = format!("must be 1 to {MAX_NAME_BYTES} letters, digits, _ and -");
-            let place = format!("{place}.function.name");
+            let place = shape.place(index, "name");
             return Err(ApiError::invalid_field(&place, &message));
         }
-        let place = format!("{place}.function.parameters");
+        let place = shape.place(index, "parameters");
         let parameters = match parameters {
             None => json!({"type": "object", "properties": {}}),
             Some(mut fields) => {
@@ -101,6 +114,31 @@ impl Tool {
             }
         };
         Ok(Self { name, parameters })
+    }
+}
+
+/// The function that a tool is.
+fn function(index: usize, tool: &Value, shape: ToolShape) -> Result<Function, ApiError> {
+    let place = format!("tools[{index}]");
+    let wrong = |error: serde_json::Error| ApiError::invalid_field(&place, &error.to_string());
+    let check = |kind: Option<&str>| {
+        if kind == Some("function") {
+            return Ok(());
+        }
+        let place = format!("{place}.type");
+        Err(ApiError::invalid_field(&place, "must be \"function\""))
+    };
+    match shape {
+        ToolShape::Nested => {
+            let written = Written::deserialize(tool).map_err(wrong)?;
+            check(Some(&written.r#type))?;
+            Ok(written.function)
+        }
+        ToolShape::Flat => {
+            let mut fields = Map::deserialize(tool).map_err(wrong)?;
+            check(fields.remove("type").as_ref().and_then(Value::as_str))?;
+            Function::deserialize(Value::Object(fields)).map_err(wrong)
+        }
     }
 }
 
@@ -120,7 +158,8 @@ mod tests {
             {"type": "function", "function": {"name": "f", "description": "x", "parameters": schema, "strict": true}},
             {"type": "function", "function": {"name": "g-2"}},
         ]);
-        let tools = Tool::list(tools.as_array().expect("a list")).expect("valid");
+        let tools =
+            Tool::list(tools.as_array().expect("a list"), ToolShape::Nested).expect("valid");
         assert_eq!(tools[0].parameters, schema);
         assert_eq!(tools[1].parameters["type"], "object");
         assert_eq!(tools[1].name, "g-2");
@@ -154,12 +193,15 @@ mod tests {
             ),
         ] {
             let tools = [function(json!({"name": "f"})), tool];
-            let error = Tool::list(&tools).expect_err("is refused");
+            let error = Tool::list(&tools, ToolShape::Nested).expect_err("is refused");
             assert_eq!(error.param.as_deref(), Some(field));
         }
         let many = vec![json!({}); MAX_TOOLS + 1];
         assert_eq!(
-            Tool::list(&many).expect_err("too many").param.as_deref(),
+            Tool::list(&many, ToolShape::Nested)
+                .expect_err("too many")
+                .param
+                .as_deref(),
             Some("tools")
         );
     }

@@ -1,12 +1,12 @@
 //! The functions that a chat offers to the model, and which of them it must call.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::fields::Fields;
 use crate::openai::ApiError;
 use crate::structured::Grammar;
-use crate::tools::{RequiredCall, Tool, ToolFormat, required_calls};
+use crate::tools::{RequiredCall, Tool, ToolFormat, ToolShape, required_calls};
 
 /// Functions that the model may call.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,8 @@ pub struct ToolUse {
     pub choice: ToolChoice,
     /// Whether there may be several calls.
     pub parallel: bool,
+    /// How the client wrote the functions.
+    pub shape: ToolShape,
 }
 
 /// Which function must be called.
@@ -33,7 +35,8 @@ pub enum ToolChoice {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NamedChoice {
-    r#type: String,
+    #[serde(rename = "type")]
+    _type: String,
     function: NamedFunction,
 }
 
@@ -44,13 +47,16 @@ struct NamedFunction {
 }
 
 impl ToolUse {
-    /// The functions, and how the client wrote them, for the template. `None` where the
+    /// The functions, and how chats write them, for the template. `None` where the
     /// model is not to call any.
-    pub(super) fn read(fields: &mut Fields) -> Result<Option<(Self, Vec<Value>)>, ApiError> {
+    pub(super) fn read(
+        fields: &mut Fields,
+        shape: ToolShape,
+    ) -> Result<Option<(Self, Vec<Value>)>, ApiError> {
         let sent: Vec<Value> = fields.take("tools")?.unwrap_or_default();
-        let choice = choice(fields.take("tool_choice")?)?;
+        let choice = choice(fields.take("tool_choice")?, shape)?;
         let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
-        let tools = Tool::list(&sent)?;
+        let tools = Tool::list(&sent, shape)?;
         match choice {
             None => Ok(None),
             Some(ToolChoice::Auto) if tools.is_empty() => Ok(None),
@@ -69,8 +75,10 @@ impl ToolUse {
                     tools,
                     choice,
                     parallel,
+                    shape,
                 };
-                Ok(Some((tool_use, sent)))
+                let sent = sent.into_iter().map(|tool| nested(tool, shape));
+                Ok(Some((tool_use, sent.collect())))
             }
         }
     }
@@ -86,12 +94,23 @@ impl ToolUse {
             ToolChoice::Required => RequiredCall::Any,
             ToolChoice::Named(name) => RequiredCall::Named(name),
         };
-        required_calls(format, &self.tools, required, self.parallel).map(Some)
+        required_calls(format, (&self.tools, self.shape), required, self.parallel).map(Some)
+    }
+}
+
+/// A tool as chats write it.
+fn nested(tool: Value, shape: ToolShape) -> Value {
+    match (shape, tool) {
+        (ToolShape::Flat, Value::Object(mut function)) => {
+            function.remove("type");
+            json!({"type": "function", "function": function})
+        }
+        (_, tool) => tool,
     }
 }
 
 /// `None` where no function is to be called.
-fn choice(sent: Option<Value>) -> Result<Option<ToolChoice>, ApiError> {
+fn choice(sent: Option<Value>, shape: ToolShape) -> Result<Option<ToolChoice>, ApiError> {
     let expected = "must be \"auto\", \"none\", \"required\" or a function by its name";
     let refuse = || ApiError::invalid_field("tool_choice", expected);
     match sent {
@@ -103,10 +122,11 @@ fn choice(sent: Option<Value>) -> Result<Option<ToolChoice>, ApiError> {
             _ => Err(refuse()),
         },
         Some(other) => {
-            let named: NamedChoice = serde_json::from_value(other).map_err(|_| refuse())?;
-            if named.r#type != "function" {
+            if other.get("type").is_none_or(|kind| kind != "function") {
                 return Err(refuse());
             }
+            let other = nested(other, shape);
+            let named: NamedChoice = serde_json::from_value(other).map_err(|_| refuse())?;
             Ok(Some(ToolChoice::Named(named.function.name)))
         }
     }
@@ -119,7 +139,7 @@ mod tests {
 
     fn read(body: &Value) -> Result<Option<ToolChoice>, ApiError> {
         let mut fields = Fields::parse(body.to_string().as_bytes())?;
-        let read = ToolUse::read(&mut fields)?;
+        let read = ToolUse::read(&mut fields, ToolShape::Nested)?;
         Ok(read.map(|(tool_use, _)| tool_use.choice))
     }
 

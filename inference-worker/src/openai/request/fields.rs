@@ -54,6 +54,11 @@ impl Fields {
             .transpose()
     }
 
+    /// What was sent as `name`, which stays to be read.
+    pub(super) fn sent(&self, name: &str) -> Value {
+        self.0.fields.get(name).cloned().unwrap_or_default()
+    }
+
     pub(super) fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, ApiError> {
         self.take(name)?
             .ok_or_else(|| ApiError::invalid_field(name, "is required"))
@@ -149,7 +154,9 @@ fn neutral_values(name: &str) -> Option<Neutral> {
         // Without tools there are no calls, and byte-level vocabularies have no spaces to
         // add or leave out.
         "parallel_tool_calls" | "spaces_between_special_tokens" => these(json!([true, false])),
-        "echo" | "store" | "use_beam_search" | "early_stopping" => these(json!([false])),
+        "echo" | "store" | "background" | "use_beam_search" | "early_stopping" => {
+            these(json!([false]))
+        }
         "tools" | "functions" | "bad_words" | "logits_processors" => {
             Neutral::These(vec![json!([])])
         }
@@ -157,11 +164,16 @@ fn neutral_values(name: &str) -> Option<Neutral> {
         "service_tier" => these(json!(["auto", "default"])),
         "modalities" => Neutral::These(vec![json!(["text"])]),
         "suffix" => these(json!([""])),
+        "truncation" => these(json!(["disabled"])),
         "length_penalty" => these(json!([1])),
         "include_reasoning" => these(json!([true])),
         "audio"
         | "prediction"
         | "reasoning_effort"
+        | "reasoning"
+        | "previous_response_id"
+        | "conversation"
+        | "max_tool_calls"
         | "verbosity"
         | "web_search_options"
         | "guided_decoding_backend"

@@ -74,6 +74,59 @@ fn schema_of(schema: Value) -> Result<Value, &'static str> {
     }
 }
 
+/// The options of the text of a response.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TextOptions {
+    #[serde(default)]
+    format: Option<TextFormat>,
+    #[serde(default)]
+    verbosity: Option<String>,
+}
+
+/// `response_format`, as the Responses API writes it.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+enum TextFormat {
+    Text {},
+    JsonObject {},
+    JsonSchema {
+        #[serde(rename = "name")]
+        _name: String,
+        #[serde(default, rename = "description")]
+        _description: Option<String>,
+        schema: Value,
+        #[serde(default, rename = "strict")]
+        _strict: Option<bool>,
+    },
+}
+
+/// Reads the form of a response's text, of which there can be one.
+pub(super) fn read_of_text(fields: &mut Fields) -> Result<Option<Form>, ApiError> {
+    let mut forms = Vec::new();
+    let options: Option<TextOptions> = fields.take("text")?;
+    let (format, verbosity) =
+        options.map_or((None, None), |options| (options.format, options.verbosity));
+    // What OpenAI takes where nothing is sent.
+    if verbosity.is_some_and(|verbosity| verbosity != "medium") {
+        return Err(ApiError::invalid_field(
+            "text.verbosity",
+            "is not supported",
+        ));
+    }
+    let grammar = match format {
+        None | Some(TextFormat::Text {}) => None,
+        Some(TextFormat::JsonObject {}) => Some(Grammar::JsonObject),
+        Some(TextFormat::JsonSchema { schema, .. }) => Some(Grammar::JsonSchema(schema)),
+    };
+    forms.extend(grammar.map(|grammar| Form {
+        field: "text.format",
+        grammar,
+    }));
+    add_structured_outputs(fields, &mut forms)?;
+    only(forms)
+}
+
 /// Reads the form, of which there can be one.
 pub(super) fn read(fields: &mut Fields) -> Result<Option<Form>, ApiError> {
     let mut forms = Vec::new();
@@ -89,18 +142,8 @@ pub(super) fn read(fields: &mut Fields) -> Result<Option<Form>, ApiError> {
             add(field, Grammar::JsonSchema(schema));
         }
     }
-    let field = "structured_outputs";
-    if let Some(outputs) = fields.take::<StructuredOutputs>(field)? {
-        let grammars = outputs
-            .grammars()
-            .map_err(|message| ApiError::invalid_field(field, message))?;
-        if grammars.is_empty() {
-            return Err(ApiError::invalid_field(field, "requires nothing"));
-        }
-        for grammar in grammars {
-            add(field, grammar);
-        }
-    }
+    add_structured_outputs(fields, &mut forms)?;
+    let mut add = |field, grammar| forms.push(Form { field, grammar });
     if let Some(schema) = fields.take("guided_json")? {
         let schema =
             schema_of(schema).map_err(|message| ApiError::invalid_field("guided_json", message))?;
@@ -115,6 +158,25 @@ pub(super) fn read(fields: &mut Fields) -> Result<Option<Form>, ApiError> {
     if let Some(grammar) = fields.take("guided_grammar")? {
         add("guided_grammar", Grammar::Lark(grammar));
     }
+    only(forms)
+}
+
+fn add_structured_outputs(fields: &mut Fields, forms: &mut Vec<Form>) -> Result<(), ApiError> {
+    let field = "structured_outputs";
+    let Some(outputs) = fields.take::<StructuredOutputs>(field)? else {
+        return Ok(());
+    };
+    let grammars = outputs
+        .grammars()
+        .map_err(|message| ApiError::invalid_field(field, message))?;
+    if grammars.is_empty() {
+        return Err(ApiError::invalid_field(field, "requires nothing"));
+    }
+    forms.extend(grammars.into_iter().map(|grammar| Form { field, grammar }));
+    Ok(())
+}
+
+fn only(mut forms: Vec<Form>) -> Result<Option<Form>, ApiError> {
     match forms.as_slice() {
         [_, second, ..] => Err(ApiError::invalid_field(
             second.field,

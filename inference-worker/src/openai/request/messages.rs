@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::openai::ApiError;
 
 /// Most messages of a conversation.
-const MAX_MESSAGES: usize = 1024;
+pub(super) const MAX_MESSAGES: usize = 1024;
 
 /// Reads `messages`, each refused by its place.
 pub(super) fn read(messages: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
@@ -21,16 +21,16 @@ pub(super) fn read(messages: Vec<Value>) -> Result<Vec<ChatMessage>, ApiError> {
     messages
         .into_iter()
         .enumerate()
-        .map(|(index, message)| chat_message(index, message))
+        .map(|(index, message)| chat_message(&format!("messages[{index}]"), message))
         .collect()
 }
 
-fn chat_message(index: usize, message: Value) -> Result<ChatMessage, ApiError> {
-    let place = |field: &str| format!("messages[{index}].{field}");
+/// One message, which came at `at`.
+pub(super) fn chat_message(at: &str, message: Value) -> Result<ChatMessage, ApiError> {
+    let place = |field: &str| format!("{at}.{field}");
     let refuse = |field: &str, why: &str| Err(ApiError::invalid_field(&place(field), why));
     let Value::Object(mut fields) = message else {
-        let place = format!("messages[{index}]");
-        return Err(ApiError::invalid_field(&place, "must be an object"));
+        return Err(ApiError::invalid_field(at, "must be an object"));
     };
     fields.retain(|_, value| !value.is_null());
     let Some(Value::String(role)) = fields.remove("role") else {

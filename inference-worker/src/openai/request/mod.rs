@@ -4,9 +4,11 @@ mod adapters;
 mod calls;
 mod fields;
 mod form;
+mod items;
 mod json;
 mod messages;
 mod parts;
+mod responses;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -17,10 +19,12 @@ use serde_json::{Map, Value};
 
 use self::fields::Fields;
 use super::ApiError;
+use crate::tools::ToolShape;
 
 pub use adapters::{LoadAdapterRequest, UnloadAdapterRequest};
 pub use calls::{ToolChoice, ToolUse};
 pub use form::Form;
+pub use responses::ResponsesRequest;
 pub use text::{DetokenizeRequest, TokenizeRequest};
 
 /// Tokens that `/v1/completions` generates unless told otherwise.
@@ -195,7 +199,7 @@ impl ValidRequest {
         let mut fields = Fields::parse(body)?;
         let prompt = Prompt::Chat(messages::read(fields.required("messages")?)?);
         let mut template = TemplateOptions::read(&mut fields)?;
-        let (tool_use, tools) = ToolUse::read(&mut fields)?.unzip();
+        let (tool_use, tools) = ToolUse::read(&mut fields, ToolShape::Nested)?.unzip();
         template.tools = tools;
         let newer = fields.number("max_completion_tokens", 1, u32::MAX)?;
         let older = fields.number("max_tokens", 1, u32::MAX)?;
@@ -206,27 +210,34 @@ impl ValidRequest {
             ));
         }
         let logprobs = chat_logprobs(&mut fields)?;
-        let mut request = Self::read(&mut fields, vec![prompt], newer.or(older))?;
+        let form = form::read(&mut fields)?;
+        let mut request = Self::read(&mut fields, vec![prompt], newer.or(older), form)?;
         request.template = template;
         request.sampling.logprobs = logprobs;
+        request.offer(tool_use)?;
+        fields.refuse_rest()?;
+        Ok(request)
+    }
+
+    /// Offers functions to the model.
+    fn offer(&mut self, tool_use: Option<ToolUse>) -> Result<(), ApiError> {
         let requires_call = tool_use
             .as_ref()
             .is_some_and(|tool_use| tool_use.choice != ToolChoice::Auto);
-        if requires_call && request.form.is_some() {
+        if requires_call && self.form.is_some() {
             return Err(ApiError::invalid_field(
                 "tool_choice",
                 "requires a call, which cannot go with another required form",
             ));
         }
-        if requires_call && request.ending.ignores_end {
+        if requires_call && self.ending.ignores_end {
             return Err(ApiError::invalid_field(
                 "ignore_eos",
                 "cannot go with a required call, which says where an answer ends",
             ));
         }
-        request.tool_use = tool_use;
-        fields.refuse_rest()?;
-        Ok(request)
+        self.tool_use = tool_use;
+        Ok(())
     }
 
     /// Reads the body of `/v1/completions`.
@@ -238,7 +249,8 @@ impl ValidRequest {
         let prompts = fields.prompts()?;
         let max_tokens = fields.number("max_tokens", 1, u32::MAX)?;
         let max_tokens = max_tokens.unwrap_or(COMPLETION_TOKENS);
-        let mut request = Self::read(&mut fields, prompts, Some(max_tokens))?;
+        let form = form::read(&mut fields)?;
+        let mut request = Self::read(&mut fields, prompts, Some(max_tokens), form)?;
         request.adds_lead = fields.take("add_special_tokens")?.unwrap_or(true);
         request.shown.echo = fields.flag("echo")?;
         request.sampling.logprobs = fields.number("logprobs", 0, parts::MAX_TOP_LOGPROBS)?;
@@ -252,11 +264,12 @@ impl ValidRequest {
         Ok(request)
     }
 
-    /// Reads what both endpoints know.
+    /// Reads what all endpoints know.
     fn read(
         fields: &mut Fields,
         prompts: Vec<Prompt>,
         max_tokens: Option<u32>,
+        form: Option<Form>,
     ) -> Result<Self, ApiError> {
         let sampling = parts::sampling(fields)?;
         if max_tokens.is_some_and(|most| sampling.min_tokens > most) {
@@ -272,7 +285,7 @@ impl ValidRequest {
                 "is supported only where it equals n",
             ));
         }
-        let (ending, form) = (parts::ending(fields)?, form::read(fields)?);
+        let ending = parts::ending(fields)?;
         if ending.ignores_end && form.is_some() {
             return Err(ApiError::invalid_field(
                 "ignore_eos",

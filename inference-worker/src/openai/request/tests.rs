@@ -361,7 +361,7 @@ fn trees_of_values_are_bounded() {
 }
 
 /// Names of fields, with some that there are not.
-const NAMES: [&str; 40] = [
+const NAMES: [&str; 48] = [
     "model",
     "messages",
     "prompt",
@@ -401,6 +401,14 @@ const NAMES: [&str; 40] = [
     "response_format",
     "tools",
     "add_special_tokens",
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "text",
+    "include",
+    "reasoning",
+    "tool_choice",
+    "metadata",
     "nonsense",
 ];
 
@@ -416,8 +424,12 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            proptest::collection::hash_map("[a-z]{0,3}|role|content|text", inner, 0..3)
-                .prop_map(|map| Value::Object(map.into_iter().collect())),
+            proptest::collection::hash_map(
+                "[a-z]{0,3}|role|content|text|type|output|arguments|name",
+                inner,
+                0..3
+            )
+            .prop_map(|map| Value::Object(map.into_iter().collect())),
         ]
     })
 }
@@ -428,9 +440,9 @@ proptest! {
     fn refusals_name_a_field(
         fields in proptest::collection::vec((proptest::sample::select(&NAMES[..]), any_json()), 0..3),
     ) {
-        for path in 0..4 {
+        for path in 0..5 {
             let mut body = json!({"model": "m"});
-            let needed = ["messages", "prompt", "prompt", "tokens"][path];
+            let needed = ["messages", "prompt", "prompt", "tokens", "input"][path];
             body[needed] = match path {
                 0 => json!([{"role": "user", "content": "x"}]),
                 3 => json!([1]),
@@ -444,6 +456,7 @@ proptest! {
                 0 => ValidRequest::chat(text.as_bytes()).err(),
                 1 => ValidRequest::completion(text.as_bytes()).err(),
                 2 => TokenizeRequest::read(text.as_bytes()).err(),
+                4 => ResponsesRequest::read(text.as_bytes()).err(),
                 _ => DetokenizeRequest::read(text.as_bytes(), 4).err(),
             };
             if let Some(error) = error {

@@ -18,7 +18,13 @@ async fn bodies_that_are_no_request_are_refused() {
     let api = api(PortLimits::default()).await;
     let nested = "[".repeat(100_000);
     let nested_field = format!("{{\"model\": \"m\", \"messages\": {nested}");
-    for path in [CHAT, COMPLETIONS, "/tokenize", "/detokenize"] {
+    for path in [
+        CHAT,
+        COMPLETIONS,
+        "/v1/responses",
+        "/tokenize",
+        "/detokenize",
+    ] {
         for body in [
             &b""[..],
             b"{",

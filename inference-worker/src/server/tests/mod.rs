@@ -3,6 +3,7 @@
 
 mod answers;
 mod hostile;
+mod responses;
 mod text;
 
 use std::net::SocketAddr;

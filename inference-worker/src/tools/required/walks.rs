@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::{Tool, ToolDelta, ToolFormat, ToolStream};
+use super::super::{Tool, ToolDelta, ToolFormat, ToolShape, ToolStream};
 use super::{RequiredCall, required_calls};
 use crate::structured::{Grammar, Walk, tokenizers};
 
@@ -23,7 +23,7 @@ fn tools() -> Vec<Tool> {
             "$defs": {"node": {"type": "object", "properties": {"left": {"$ref": "#/$defs/node"}, "is_leaf": {"type": "boolean"}},
                 "required": ["is_leaf"], "additionalProperties": false}}}}},
     ]);
-    Tool::list(list.as_array().expect("a list")).expect("valid")
+    Tool::list(list.as_array().expect("a list"), ToolShape::Nested).expect("valid")
 }
 
 /// The calls of `answer`: names and arguments.
@@ -57,7 +57,7 @@ proptest! {
         let tools = tools();
         for format in [ToolFormat::Json, ToolFormat::Pythonic] {
             for choice in [RequiredCall::Any, RequiredCall::Named("plan-2"), RequiredCall::Named("now")] {
-                let grammar = required_calls(format, &tools, choice, parallel).expect("compiles");
+                let grammar = required_calls(format, (&tools, ToolShape::Nested), choice, parallel).expect("compiles");
                 for tokens in tokenizers() {
                     let (answer, _) = Walk::new(tokens, &grammar, seed).run();
                     let calls = calls(format, &answer);
@@ -95,7 +95,13 @@ fn takes(grammar: &Grammar, text: &str) -> bool {
 fn calls_are_written_as_the_model_writes_them() {
     let tools = tools();
     let any = |format, parallel| {
-        required_calls(format, &tools, RequiredCall::Any, parallel).expect("compiles")
+        required_calls(
+            format,
+            (&tools, ToolShape::Nested),
+            RequiredCall::Any,
+            parallel,
+        )
+        .expect("compiles")
     };
     let json = any(ToolFormat::Json, true);
     let python = any(ToolFormat::Pythonic, true);
@@ -135,7 +141,8 @@ fn what_cannot_be_required_is_named() {
         [tools()[1].clone(), Tool { name, parameters }]
     };
     let refused = |format, tools: &[Tool], choice| {
-        let error = required_calls(format, tools, choice, true).expect_err("is refused");
+        let error = required_calls(format, (tools, ToolShape::Nested), choice, true)
+            .expect_err("is refused");
         assert_eq!(error.status, 400);
         error.param.expect("names a field")
     };
@@ -149,13 +156,20 @@ fn what_cannot_be_required_is_named() {
     let not = with(json!({"type": "object", "not": {}}));
     assert_eq!(refused(json, &not, RequiredCall::Any), place);
     let spaced = with(json!({"type": "object", "properties": {"a b": {}}}));
-    required_calls(json, &spaced, RequiredCall::Any, true).expect("is JSON's");
+    required_calls(json, (&spaced, ToolShape::Nested), RequiredCall::Any, true).expect("is JSON's");
     assert_eq!(refused(python, &spaced, RequiredCall::Any), place);
     let counted = with(json!({"type": "object", "minProperties": 1}));
-    required_calls(json, &counted, RequiredCall::Any, true).expect("is JSON's");
+    required_calls(json, (&counted, ToolShape::Nested), RequiredCall::Any, true)
+        .expect("is JSON's");
     assert_eq!(refused(python, &counted, RequiredCall::Any), place);
     // What is wrong with a function that is not chosen does not matter.
-    required_calls(json, &not, RequiredCall::Named("now"), true).expect("compiles");
+    required_calls(
+        json,
+        (&not, ToolShape::Nested),
+        RequiredCall::Named("now"),
+        true,
+    )
+    .expect("compiles");
 
     let properties: serde_json::Map<_, _> = (0..1500)
         .map(|index| (format!("p{index}"), json!({"$ref": "#/$defs/a"})))
