@@ -10,6 +10,8 @@ MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 export LLAMA_TEST_MODEL := $(MODEL)
 # The same for tests with the real tokenizers and chat templates.
 export LLAMA_TEST_TOKENIZERS := $(CACHE)/tokenizers
+# The same for tests with the real embedding model.
+export LLAMA_TEST_EMBEDDING_MODEL := $(CACHE)/embedding/all-minilm-l6-v2
 
 CARGO := cargo
 SHELL := /bin/bash

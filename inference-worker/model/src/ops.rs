@@ -20,7 +20,10 @@ pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a
 }
 
 /// Likewise, to be written.
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+pub(crate) fn values_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [f32]> {
     let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
         candle_core::bail!("a tensor of {:?} is not contiguous f32", layout.shape());
     };

@@ -7,5 +7,5 @@ pub mod response;
 pub mod stop;
 
 pub use error::ApiError;
-pub use request::{DetokenizeRequest, Prompt, TokenizeRequest, ValidRequest};
+pub use request::{DetokenizeRequest, EmbeddingInput, Prompt, TokenizeRequest, ValidRequest};
 pub use stop::StopMatcher;

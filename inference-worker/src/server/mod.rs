@@ -1,7 +1,7 @@
 //! The group's front: the OpenAI API on one port, what operators ask on another.
 
 mod answer;
-mod body;
+pub(crate) mod body;
 mod choice;
 mod generate;
 pub mod internal;
@@ -170,6 +170,7 @@ pub fn router(front: Arc<Front>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
+        .route("/v1/embeddings", post(no_embeddings))
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -201,12 +202,25 @@ async fn detokenize(State(front): State<Arc<Front>>, request: Request) -> Respon
     counted(&front.metrics, text::detokenize(&front, request).await)
 }
 
-async fn version() -> Response {
+/// What only an embedding model could answer.
+async fn no_embeddings(State(front): State<Arc<Front>>) -> Response {
+    let message = format!(
+        "\"{}\" is a model that writes text and makes no embeddings; a BERT served by a worker of \
+         its own does",
+        front.served_name
+    );
+    counted(
+        &front.metrics,
+        Err(ApiError::invalid_field("model", &message)),
+    )
+}
+
+pub(crate) async fn version() -> Response {
     axum::Json(response::version()).into_response()
 }
 
 /// The answer, or the error as one, which is counted.
-fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
+pub(crate) fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
     answer.unwrap_or_else(|error| {
         metrics.refused(error.status);
         error.into_response()
@@ -229,11 +243,11 @@ async fn health(State(front): State<Arc<Front>>) -> Response {
     }
 }
 
-async fn unknown_path(request: Request) -> ApiError {
+pub(crate) async fn unknown_path(request: Request) -> ApiError {
     ApiError::unknown_path(request.uri().path())
 }
 
-async fn method_not_allowed(request: Request) -> ApiError {
+pub(crate) async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
 }
 
@@ -250,7 +264,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

@@ -1,6 +1,7 @@
 //! What clients send, checked. Every field is honoured or refused by name.
 
 mod calls;
+mod embedding;
 mod fields;
 mod form;
 mod json;
@@ -18,6 +19,7 @@ use self::fields::Fields;
 use super::ApiError;
 
 pub use calls::{ToolChoice, ToolUse};
+pub use embedding::{EmbeddingInput, VectorEncoding};
 pub use form::Form;
 pub use text::{DetokenizeRequest, TokenizeRequest};
 
