@@ -27,21 +27,22 @@ const PART_BYTES: usize = 64 << 10;
 #[derive(Serialize)]
 struct Answer<'a> {
     object: &'static str,
-    data: Vec<Embedding>,
+    data: Vec<Item>,
     model: &'a str,
     usage: Usage,
 }
 
 #[derive(Serialize)]
-struct Embedding {
+struct Item {
     object: &'static str,
     index: usize,
-    embedding: Written,
+    #[serde(rename = "embedding")]
+    vector: Vector,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Written {
+enum Vector {
     Float(Vec<f32>),
     Base64(String),
 }
@@ -84,10 +85,10 @@ pub(super) async fn answer(
     let answer = Answer {
         object: "list",
         data: data
-            .map(|(index, vector)| Embedding {
+            .map(|(index, vector)| Item {
                 object: "embedding",
                 index,
-                embedding: written(vector, encoding),
+                vector: written(vector, encoding),
             })
             .collect(),
         model: &front.served_name,
@@ -102,15 +103,15 @@ pub(super) async fn answer(
     Ok((headers, Body::from_stream(parts(json.into(), values))).into_response())
 }
 
-fn written(vector: Vec<f32>, encoding: VectorEncoding) -> Written {
+fn written(vector: Vec<f32>, encoding: VectorEncoding) -> Vector {
     match encoding {
-        VectorEncoding::Float => Written::Float(vector),
+        VectorEncoding::Float => Vector::Float(vector),
         VectorEncoding::Base64 => {
             let bytes: Vec<u8> = vector
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect();
-            Written::Base64(STANDARD.encode(bytes))
+            Vector::Base64(STANDARD.encode(bytes))
         }
     }
 }

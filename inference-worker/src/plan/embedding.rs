@@ -46,7 +46,9 @@ impl EmbeddingReport {
             }
         }
         let request = EmbeddingRequest {
-            max_tokens: args.max_tokens.unwrap_or(checkpoint.config().max_tokens),
+            max_tokens: args
+                .max_tokens
+                .unwrap_or_else(|| checkpoint.config().max_tokens),
             threads: args.threads_per_rank,
             answer_values: ANSWER_VALUES,
         };

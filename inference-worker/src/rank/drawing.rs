@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llama_model::sample::{SampleError, Sampler};
+use llama_model::sample::{SampleError, Sampler, logprobs};
 
 use crate::engine::{Submit, TokenLogprobs};
 use crate::scheduler::Awaited;
@@ -64,6 +64,8 @@ impl Vocabularies {
 pub(super) struct Drawing {
     sampler: Sampler,
     constraint: Option<Constraint>,
+    /// Likely tokens that are told at each place of the prompt.
+    prompt_logprobs: Option<u32>,
 }
 
 /// Tokens, and their logprobs where they were asked for.
@@ -78,7 +80,27 @@ impl Drawing {
         Ok(Self {
             sampler: Sampler::new(submit.sampling.clone(), &submit.tokens),
             constraint,
+            prompt_logprobs: submit.prompt_logprobs,
         })
+    }
+
+    /// The probabilities of the tokens of the prompt before which `rows` are the logits,
+    /// without those that were told before.
+    pub(super) fn prompt(
+        &self,
+        rows: &[Vec<f32>],
+        awaited: &Awaited<'_>,
+    ) -> Result<Vec<TokenLogprobs>, DrawError> {
+        let Some(count) = self.prompt_logprobs else {
+            return Ok(Vec::new());
+        };
+        let fresh = rows.iter().zip(awaited.prompt).skip(awaited.told);
+        fresh
+            .map(|(row, token)| {
+                let (logprob, top) = logprobs(row, *token, count as usize)?;
+                Ok(TokenLogprobs { logprob, top })
+            })
+            .collect()
     }
 
     /// The token behind the last of a sequence, and those behind guesses that were right.

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::group_failed;
 use super::writer::{Writer, Written};
-use crate::engine::{Generation, GenerationEvent};
+use crate::engine::{Generation, GenerationEvent, TokenLogprobs};
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
 use crate::openai::response::Piece;
@@ -46,6 +46,10 @@ pub(super) struct Choice {
     /// `None` once the answer is over.
     generation: Option<Generation>,
     writer: Writer,
+    /// The prompt, until it was shown with its probabilities.
+    prompt: Option<ShownPrompt>,
+    /// Whether only the prompt was asked for.
+    hides_answer: bool,
     /// Reads calls, where the model may call.
     calls: Option<ToolStream>,
     ending: Option<Finish>,
@@ -60,10 +64,20 @@ pub(super) struct Choice {
     _permit: OwnedSemaphorePermit,
 }
 
+/// A prompt that is shown before its answer, with the probabilities of its tokens.
+#[derive(Debug)]
+pub(super) struct ShownPrompt {
+    pub(super) tokens: Arc<[u32]>,
+    pub(super) text: String,
+    pub(super) logprobs: Vec<TokenLogprobs>,
+}
+
 /// What a [`Choice`] is made of besides its generation.
 pub(super) struct ChoiceParts {
     pub(super) index: usize,
     pub(super) writer: Writer,
+    pub(super) prompt: Option<ShownPrompt>,
+    pub(super) hides_answer: bool,
     pub(super) calls: Option<ToolStream>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) prompt_field: &'static str,
@@ -77,6 +91,8 @@ impl Choice {
             index: parts.index,
             generation: Some(generation),
             writer: parts.writer,
+            prompt: parts.prompt,
+            hides_answer: parts.hides_answer,
             calls: parts.calls,
             ending: None,
             tokens: 0,
@@ -91,7 +107,21 @@ impl Choice {
 
     /// Takes what the engine said.
     fn take(&mut self, event: Option<GenerationEvent>) -> Result<Piece, ApiError> {
+        let mut piece = match &event {
+            Some(GenerationEvent::Token { .. } | GenerationEvent::Finished { .. }) => {
+                self.show_prompt()
+            }
+            _ => Piece::default(),
+        };
         let (written, reason) = match event {
+            Some(GenerationEvent::Prompt(logprobs)) => {
+                if let Some(prompt) = &mut self.prompt {
+                    prompt.logprobs.extend(logprobs);
+                }
+                return Ok(piece);
+            }
+            // The engine answers with one token at least.
+            Some(GenerationEvent::Token { .. }) if self.hides_answer => return Ok(piece),
             Some(GenerationEvent::Token { token, logprobs }) => {
                 let now = Instant::now();
                 self.metrics
@@ -105,6 +135,11 @@ impl Choice {
                 cached_tokens,
             }) => {
                 self.cached_tokens = cached_tokens as usize;
+                let reason = if self.hides_answer {
+                    Finish::Length
+                } else {
+                    reason
+                };
                 (self.writer.finish(), Some(reason))
             }
             Some(GenerationEvent::Refused(refusal)) => return Err(self.refused(&refusal)),
@@ -118,7 +153,11 @@ impl Choice {
                 ));
             }
         };
-        let Written { mut piece, stopped } = written;
+        let Written {
+            piece: more,
+            stopped,
+        } = written;
+        piece.extend(more);
         self.ending = if stopped { Some(Finish::Stop) } else { reason };
         if self.ending.is_some() {
             // Cancels what the engine may still compute.
@@ -126,6 +165,15 @@ impl Choice {
         }
         self.read_calls(&mut piece);
         Ok(piece)
+    }
+
+    /// The prompt, where it is shown and was not yet.
+    fn show_prompt(&mut self) -> Piece {
+        let prompt = self.prompt.take();
+        prompt.map_or_else(Piece::default, |prompt| {
+            self.writer
+                .prompt(&prompt.tokens, prompt.text, prompt.logprobs)
+        })
     }
 
     /// Takes calls out of the text of a piece.

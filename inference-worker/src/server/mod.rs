@@ -174,6 +174,7 @@ pub fn router(front: Arc<Front>) -> Router {
         .route("/v1/models", get(models))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
         .route("/version", get(version))
         .route(HEALTH_PATH, get(health))
         .fallback(unknown_path)
@@ -234,6 +235,14 @@ async fn models(State(front): State<Arc<Front>>) -> Response {
         front.max_tokens,
     ))
     .into_response()
+}
+
+async fn tokenizer_info(State(front): State<Arc<Front>>) -> Response {
+    let (tokenizer, max_tokens) = (&front.tokenizer, front.max_tokens);
+    let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
+    let control = [text(tokenizer.bos_id()), text(tokenizer.eos_id())];
+    let template = front.template.tool_source();
+    axum::Json(response::tokenizer_info(&control, template, max_tokens)).into_response()
 }
 
 async fn health(State(front): State<Arc<Front>>) -> Response {

@@ -23,7 +23,7 @@ use crate::threads::Threads;
 
 pub use tokenizer::{EmbeddingTokenizer, TokenizeError};
 
-/// Least length that a vector is divided by, as in PyTorch's `normalize`.
+/// Least length that a vector is divided by, as in `PyTorch`'s `normalize`.
 const LEAST_LENGTH: f32 = 1e-12;
 
 /// Tokens of which no vector can be made.
