@@ -41,6 +41,9 @@ pub(super) fn answer(prompt: &[u32], most: u32, chunk: Option<usize>) -> (Vec<u3
     (tokens.split_off(prompt.len()), false)
 }
 
+/// The row before a token of a prompt: whose, what it says and what stands there.
+pub(super) type PromptRow = (u64, u32, u32);
+
 type Block = [Option<u32>; BLOCK_TOKENS];
 
 /// The ranks of a group, as far as the scheduler can tell.
@@ -50,9 +53,8 @@ pub(super) struct Ranks {
     blocks: [Vec<Block>; 2],
     /// Number of the first block, and the blocks, by slot and group.
     tables: BTreeMap<u32, [(usize, Vec<u32>); 2]>,
-    /// Rows before tokens of prompts that the last step brought, those told before left
-    /// out: whose, what the row says and what stands there.
-    pub(super) prompts: Vec<(u64, u32, u32)>,
+    /// What the last step brought of prompts, what was told before left out.
+    pub(super) prompts: Vec<PromptRow>,
 }
 
 impl Ranks {
@@ -177,7 +179,7 @@ impl Ranks {
 
 /// What each awaited request draws from its rows, as rank 0 does it, and the rows of
 /// prompts.
-fn draw(scheduler: &Scheduler, rows: &[u32]) -> (Vec<Vec<u32>>, Vec<(u64, u32, u32)>) {
+fn draw(scheduler: &Scheduler, rows: &[u32]) -> (Vec<Vec<u32>>, Vec<PromptRow>) {
     let (mut rest, mut prompts) = (rows, Vec::new());
     let drawn = scheduler.awaited().map(|awaited| {
         let (rows, behind) = rest.split_at(awaited.rows());
