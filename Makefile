@@ -10,6 +10,8 @@ MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 export LLAMA_TEST_MODEL := $(MODEL)
 # The same for tests with the real tokenizers and chat templates.
 export LLAMA_TEST_TOKENIZERS := $(CACHE)/tokenizers
+# The same for tests with the real embedding model.
+export LLAMA_TEST_EMBEDDING_MODEL := $(CACHE)/embedding/all-minilm-l6-v2
 
 CARGO := cargo
 SHELL := /bin/bash
@@ -17,7 +19,7 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test unit e2e check-cuda lint fuzz fmt generate images toolchain \
-	bench-worker bench-perplexity bench-load bench-memory bench-prefix
+	clients bench-worker bench-perplexity bench-load bench-memory bench-prefix bench-serve
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +43,11 @@ e2e: ## End-to-end tests on a local cluster (root on Linux, or Docker with kind)
 check-cuda: ## Compile and link the worker with CUDA and NCCL; runs on machines without a GPU
 	@e2e/toolchain.sh cuda
 	@e2e/cuda/check.sh
+
+clients: $(MODEL) $(LLAMA_TEST_EMBEDDING_MODEL) ## Published clients against a worker: openai for Python and Node, lm-eval, inference-perf
+	@e2e/toolchain.sh base
+	@e2e/fetch-tokenizers.sh $(LLAMA_TEST_TOKENIZERS)
+	@e2e/clients/run.sh $(MODEL) $(LLAMA_TEST_EMBEDDING_MODEL) $(LLAMA_TEST_TOKENIZERS)/llama3-json
 
 lint: ## Formatting, clippy, dependency rules, shell scripts, documentation
 	@e2e/toolchain.sh lint
@@ -75,5 +82,12 @@ bench-prefix: $(MODEL) ## TRACE=FILE answered with prefix caching and without (R
 bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=2048), as JSON
 	@e2e/bench.sh memory $(MODEL) $(or $(TOKENS),2048)
 
+bench-serve: $(MODEL) ## TRACE=FILE answered by this worker, llama.cpp and mistral.rs (THREADS="1 2"), as JSON
+	@e2e/toolchain.sh bench
+	@e2e/bench.sh serve $(MODEL) $(or $(TRACE),"")
+
 $(MODEL):
 	@e2e/fetch-model.sh $@
+
+$(LLAMA_TEST_EMBEDDING_MODEL):
+	@e2e/fetch-embedding-model.sh $@

@@ -6,6 +6,7 @@
 #   bench.sh load REPEATS                   loading from a cold page cache, and dd
 #   bench.sh prefix MODEL TRACE REQUESTS    a trace with and without prefix caching
 #   bench.sh memory MODEL TOKENS            the memory plan and the memory taken
+#   bench.sh serve MODEL TRACE              a trace against this worker and its peers
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +19,7 @@ SHAPE_TOKENS=512
 # Of the server that answers a trace.
 API_PORT=${API_PORT:-18000}
 CONTEXT=2048
+MISTRALRS=mistralrs==0.9.5
 CONCURRENCY=${CONCURRENCY:-16}
 
 fail() {
@@ -109,10 +111,35 @@ both["ratio"] = both["with"]["tokens_per_second"] / both["without"]["tokens_per_
 print(json.dumps(both))'
 }
 
+# mistral.rs out of its wheel; says nothing where it cannot be had, which the report names.
+mistralrs() {
+    local folder=$CACHE/mistralrs
+    if [ "$(cat "$folder/installed" 2>/dev/null)" != "$MISTRALRS" ]; then
+        say "installing $MISTRALRS"
+        rm -rf "$folder"
+        python3 -m venv "$folder"
+        "$folder/bin/pip" install -q "$MISTRALRS" >&2 || return 0
+        printf '%s\n' "$MISTRALRS" >"$folder/installed"
+    fi
+    printf '%s' "$folder/bin/python"
+}
+
+serve() { # model trace
+    local folder peer
+    [ -f "$2" ] || fail "TRACE names no file: $2; docs/benchmarks.md says where to get one"
+    folder=$(e2e/llama-cpp.sh)
+    peer=$(mistralrs)
+    cargo build --quiet --release --locked -p llama-worker
+    # Without it the lists below are this script's, not the caller's.
+    THREADS=${SERVE_THREADS:-1 2} python3 e2e/bench_serve.py "$TARGET/release/llama-worker" "$1" "$2" \
+        "$folder/llama-server" "$peer"
+}
+
 case ${1:-} in
 perplexity) perplexity "$2" "$3" "$4" ;;
 load) load "$2" ;;
 prefix) prefix "$2" "$3" "$4" ;;
 memory) memory "$2" "$3" ;;
-*) fail "say what: perplexity, load, prefix or memory" ;;
+serve) serve "$2" "$3" ;;
+*) fail "say what: perplexity, load, prefix, memory or serve" ;;
 esac

@@ -38,6 +38,7 @@ unit() {
     components
     e2e/fetch-model.sh "$LLAMA_TEST_MODEL"
     e2e/fetch-tokenizers.sh "$LLAMA_TEST_TOKENIZERS"
+    e2e/fetch-embedding-model.sh "$LLAMA_TEST_EMBEDDING_MODEL"
     cargo nextest run --locked --workspace -E "not ($END_TO_END)"
     note "ran      unit, property, golden and real-model tests"
     if [ -n "${LLAMA_COMPONENTS_DIR:-}" ]; then

@@ -10,6 +10,7 @@ pub mod bench;
 pub mod cgroup;
 pub mod comm;
 mod digest;
+pub mod embedding;
 pub mod engine;
 pub mod failure;
 pub mod logits;

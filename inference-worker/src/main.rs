@@ -7,7 +7,7 @@ use llama_contract::{FailureCategory, RENDEZVOUS_TOKEN_ENV};
 use llama_worker::bench::{self, BenchArgs, BenchReport};
 use llama_worker::failure::{Failure, of_model};
 use llama_worker::logits::{self, LogitsArgs};
-use llama_worker::plan::{PlanArgs, Report};
+use llama_worker::plan::{PlanArgs, Planned};
 use llama_worker::rank::{self, RankError, args::RankArgs};
 use llama_worker::replay::{self, ReplayArgs};
 use llama_worker::shard::{self, ShardArgs};
@@ -52,7 +52,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .filter(|token| !token.is_empty());
     let code = match cli.command {
         Command::Serve(args) => supervisor::run(&args, cli.log_format, token.as_deref()),
-        Command::Plan(args) => Report::new(&args).map_or_else(
+        Command::Plan(args) => Planned::new(&args).map_or_else(
             |error| refuse(&of_model(&error)),
             |report| show(&report, args.json),
         ),
@@ -109,7 +109,7 @@ fn print(report: &serde_json::Value) -> u8 {
 
 /// Prints a plan; returns the exit code, which says whether it fits.
 #[expect(clippy::print_stdout, reason = "the plan is this command's output")]
-fn show(report: &Report, as_json: bool) -> u8 {
+fn show(report: &Planned, as_json: bool) -> u8 {
     if as_json {
         println!("{:#}", report.json());
     } else {

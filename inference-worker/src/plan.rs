@@ -1,5 +1,7 @@
 //! `llama-worker plan`: what memory a model takes in a layout, from its headers.
 
+mod embedding;
+
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -7,9 +9,10 @@ use clap::{Args, ValueEnum};
 use llama_model::advice::{Advice, Limit, advise};
 use llama_model::checkpoint::LoadFormat;
 use llama_model::memory::{KvFormat, MemoryPlan, MemoryRequest, Target};
-use llama_model::{Checkpoint, Layout, ModelError};
+use llama_model::{Checkpoint, EmbeddingCheckpoint, Layout, ModelError};
 use serde_json::{Value, json};
 
+pub use self::embedding::EmbeddingReport;
 use crate::adapters::AdapterArgs;
 use crate::quantity;
 use crate::rank::STEP_TOKENS;
@@ -134,6 +137,52 @@ fn share(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|share| *share > 0.0 && *share <= 1.0)
         .ok_or_else(|| "expected a number above 0, up to 1".to_owned())
+}
+
+/// The plan of either kind of model.
+#[derive(Clone, Debug)]
+pub enum Planned {
+    /// Of one that writes text.
+    Text(Box<Report>),
+    /// Of one that makes vectors of texts.
+    Embedding(EmbeddingReport),
+}
+
+impl Planned {
+    /// Plans what `args` ask for.
+    ///
+    /// # Errors
+    /// When the model cannot be opened or split so.
+    pub fn new(args: &PlanArgs) -> Result<Self, ModelError> {
+        Ok(match EmbeddingCheckpoint::open(&args.model.model)? {
+            Some(checkpoint) => Self::Embedding(EmbeddingReport::new(args, &checkpoint)?),
+            None => Self::Text(Box::new(Report::new(args)?)),
+        })
+    }
+
+    /// Whether it fits the memory that was named, if any was.
+    pub fn fits(&self) -> bool {
+        match self {
+            Self::Text(report) => report.fits(),
+            Self::Embedding(report) => report.fits(),
+        }
+    }
+
+    /// The plan as JSON. Sizes are bytes.
+    pub fn json(&self) -> Value {
+        match self {
+            Self::Text(report) => report.json(),
+            Self::Embedding(report) => report.json(),
+        }
+    }
+
+    /// The plan as a table.
+    pub fn table(&self) -> String {
+        match self {
+            Self::Text(report) => report.table(),
+            Self::Embedding(report) => report.table(),
+        }
+    }
 }
 
 /// A plan and what it was made for.

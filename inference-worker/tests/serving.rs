@@ -13,7 +13,7 @@ use std::time::Duration;
 use harness::{MODEL, Worker, chat, model};
 use llama_contract::{RankPhase, WorkerPhase};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const QUESTION: &str = "What is the capital of France?";
 
@@ -385,4 +385,48 @@ fn tools_are_called_where_a_call_is_required() {
     ]);
     let (status, answer) = worker.post("/v1/chat/completions", &body);
     assert_eq!(status, 200, "{answer}");
+}
+
+#[test]
+fn a_prompt_is_as_likely_as_its_tokens_one_by_one() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let worker = Worker::serving(&model, &["--tensor-parallel=3", "--max-sequences=8"]);
+    let text = "The capital of France is Paris, and the capital of Italy is Rome.";
+    let (_, tokens) = worker.post("/tokenize", &json!({"prompt": text}));
+    let tokens = tokens["tokens"].as_array().unwrap().clone();
+    let ask = |prompt: &[Value], rest: Value| {
+        let mut body = json!({"model": MODEL, "prompt": prompt, "temperature": 0});
+        for (name, value) in rest.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let (status, answer) = worker.post("/v1/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let whole = json!({"max_tokens": 1, "echo": true, "logprobs": 1, "n": 2});
+    let echoed = ask(&tokens, whole.clone());
+    // In the prefix cache by now, which must not matter.
+    assert_eq!(ask(&tokens, whole)["choices"], echoed["choices"]);
+    assert_eq!(
+        echoed["choices"][1]["logprobs"],
+        echoed["choices"][0]["logprobs"]
+    );
+    let told = &echoed["choices"][0]["logprobs"];
+    assert_eq!(told["tokens"].as_array().unwrap().len(), tokens.len() + 1);
+    for at in [1, 2, 5, tokens.len() - 1] {
+        let one = json!({"max_tokens": 1, "logprobs": 20, "return_tokens_as_token_ids": true});
+        let one = ask(&tokens[..at], one);
+        let name = format!("token_id:{}", tokens[at]);
+        let alone = &one["choices"][0]["logprobs"]["top_logprobs"][0][&name];
+        // Not every word is among the likeliest.
+        assert!(
+            alone.is_null() || *alone == told["token_logprobs"][at],
+            "{at}: {one}"
+        );
+        let likeliest = &one["choices"][0]["logprobs"]["token_logprobs"][0];
+        let top = told["top_logprobs"][at].as_object().unwrap();
+        assert!(top.values().any(|value| value == likeliest), "{at}: {one}");
+    }
 }

@@ -23,7 +23,7 @@ pub const CONFIG: &str = "config.json";
 /// Says that a folder holds a model cut for the ranks of one layout.
 pub const SHARDS: &str = "llama-shards.json";
 /// More than any `config.json` needs.
-const CONFIG_LIMIT: u64 = 1 << 20;
+pub(crate) const CONFIG_LIMIT: u64 = 1 << 20;
 /// A manifest names every tensor of every rank, with its digest.
 const MANIFEST_LIMIT: u64 = 256 << 20;
 /// Version of the form of [`ShardManifest`].

@@ -8,6 +8,7 @@ pub mod advice;
 pub mod blocks;
 pub mod checkpoint;
 pub mod config;
+pub mod embedding;
 pub mod error;
 #[doc(hidden)]
 pub mod fixture;
@@ -26,6 +27,7 @@ pub mod stored;
 
 pub use checkpoint::Checkpoint;
 pub use config::LlamaConfig;
+pub use embedding::EmbeddingCheckpoint;
 pub use error::{ModelError, ModelErrorCategory};
 pub use format::{BLOCK, Format};
 pub use gguf::Gguf;

@@ -51,7 +51,7 @@ pub fn write_shards(
     claim(out)?;
     let total = ranks.iter().map(ModelSlices::bytes).sum();
     let mut manifest = ShardManifest::new(checkpoint, layout);
-    let reader = Reader::open(checkpoint)?;
+    let reader = Reader::of(checkpoint.files())?;
     let mut written = 0;
     for (slices, name) in ranks.iter().zip(manifest.files.clone()) {
         let path = out.join(&name);

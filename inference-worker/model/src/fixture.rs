@@ -1,5 +1,7 @@
 //! Small GGUF files with random weights, for tests of this and other crates.
 
+mod bert;
+
 use std::path::Path;
 
 use half::f16;
@@ -8,6 +10,8 @@ use crate::error::ModelError;
 use crate::gguf::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, MAGIC, Value};
 use crate::kernels::Format;
 use crate::text::byte_characters;
+
+pub use bert::TinyBert;
 
 const VERSION: u32 = 3;
 /// Tokens behind the 256 bytes and the merges.

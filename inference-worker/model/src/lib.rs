@@ -9,6 +9,7 @@ mod buffer;
 pub mod collective;
 pub mod cut;
 pub mod device;
+pub mod embed;
 mod experts;
 #[doc(hidden)]
 pub mod fixture;
@@ -28,9 +29,9 @@ pub mod text;
 mod threads;
 
 pub use llama_checkpoint::{
-    Checkpoint, Gguf, Layout, LlamaConfig, MemoryPlan, MemoryRequest, ModelError,
-    ModelErrorCategory, Shard, adapter, advice, blocks, checkpoint, config, error, gguf, memory,
-    order, shard, slices,
+    Checkpoint, EmbeddingCheckpoint, Gguf, Layout, LlamaConfig, MemoryPlan, MemoryRequest,
+    ModelError, ModelErrorCategory, Shard, adapter, advice, blocks, checkpoint, config, embedding,
+    error, gguf, memory, order, shard, slices,
 };
 
 pub use collective::{Collective, CollectiveError, LocalCollective};

@@ -54,4 +54,18 @@ impl Threads {
             _ => items.iter().map(work).collect(),
         }
     }
+    /// Does `work` on stretches of `len` of `values`, the last of them perhaps shorter.
+    pub(crate) fn each_chunk(
+        &self,
+        values: &mut [f32],
+        len: usize,
+        work: impl Fn(&mut [f32]) + Sync + Send,
+    ) {
+        match &self.pool {
+            Some(pool) if values.len() > len => {
+                pool.install(|| values.par_chunks_mut(len).for_each(work));
+            }
+            _ => values.chunks_mut(len).for_each(work),
+        }
+    }
 }

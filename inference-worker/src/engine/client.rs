@@ -29,6 +29,8 @@ pub enum GenerationEvent {
         /// Its probability, where the sequence asked for it.
         logprobs: Option<TokenLogprobs>,
     },
+    /// Probabilities of further tokens of the prompt; all come before the first token.
+    Prompt(Vec<TokenLogprobs>),
     /// The answer is complete; nothing follows.
     Finished {
         /// Why it ended.
@@ -126,7 +128,8 @@ impl EngineClient {
     pub fn submit(&self, submit: Submit) -> Result<Generation, SubmitError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         // Room for every token and the end, so that a slow reader blocks nobody.
-        let (sender, events) = mpsc::channel(submit.max_new_tokens as usize + 1);
+        let prompt = submit.prompt_logprobs.map_or(0, |_| submit.tokens.len());
+        let (sender, events) = mpsc::channel(submit.max_new_tokens as usize + prompt + 1);
         {
             let mut shared = lock(&self.shared);
             shared.check()?;
@@ -269,6 +272,9 @@ async fn read_frames(
                 token,
                 logprobs,
             } => tell(&shared, id, GenerationEvent::Token { token, logprobs }),
+            FromEngine::Prompt { id, logprobs } => {
+                tell(&shared, id, GenerationEvent::Prompt(logprobs));
+            }
             FromEngine::Finished {
                 id,
                 reason,
@@ -293,7 +299,7 @@ async fn read_frames(
 fn tell(shared: &Mutex<Shared>, id: u64, event: GenerationEvent) {
     let mut shared = lock(shared);
     let sender = match event {
-        GenerationEvent::Token { .. } => shared.open.get(&id).cloned(),
+        GenerationEvent::Token { .. } | GenerationEvent::Prompt(_) => shared.open.get(&id).cloned(),
         _ => shared.open.remove(&id),
     };
     if let Some(sender) = sender {
@@ -332,6 +338,7 @@ mod tests {
             max_new_tokens: 4,
             stop_ids: Vec::new(),
             priority: 0,
+            prompt_logprobs: None,
             cache_salt: None,
             adapter: None,
             form: None,

@@ -30,6 +30,10 @@ pub struct Submit {
     pub stop_ids: Vec<u32>,
     /// Sequences with a lower number are computed first.
     pub priority: i32,
+    /// Whether the logarithms of the prompt's probabilities are told, and of how many
+    /// likely tokens at each place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<u32>,
     /// What the sequence may share cached tokens with: others of the same salt.
     pub cache_salt: Option<String>,
     /// The adapter that changes the model for it.
@@ -103,10 +107,10 @@ pub struct EngineStats {
     pub step: u64,
 }
 
-/// Logarithms of probabilities at one place of an answer.
+/// Logarithms of probabilities at one place of an answer or a prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
-    /// That of the token which was drawn.
+    /// That of the token which was drawn, or stands there.
     pub logprob: f32,
     /// The most likely tokens with theirs, the likeliest first.
     pub top: Vec<(u32, f32)>,
@@ -124,6 +128,13 @@ pub enum FromEngine {
         /// Its probability, where the sequence asked for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         logprobs: Option<TokenLogprobs>,
+    },
+    /// Probabilities of further tokens of a prompt, the first of which has none.
+    Prompt {
+        /// The sequence.
+        id: u64,
+        /// One for each token.
+        logprobs: Vec<TokenLogprobs>,
     },
     /// An answer is complete.
     Finished {
@@ -230,6 +241,7 @@ mod tests {
             max_new_tokens: 5,
             stop_ids: vec![0],
             priority: -1,
+            prompt_logprobs: None,
             cache_salt: Some("salt".to_owned()),
             adapter: None,
             form: None,

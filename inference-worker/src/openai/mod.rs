@@ -9,7 +9,7 @@ pub mod stop;
 
 pub use error::ApiError;
 pub use request::{
-    DetokenizeRequest, LoadAdapterRequest, Prompt, ResponsesRequest, TokenizeRequest,
-    UnloadAdapterRequest, ValidRequest,
+    DetokenizeRequest, EmbeddingInput, LoadAdapterRequest, Prompt, ResponsesRequest,
+    TokenizeRequest, UnloadAdapterRequest, ValidRequest,
 };
 pub use stop::StopMatcher;

@@ -63,8 +63,8 @@ pub struct Likely {
     pub text: String,
     /// The bytes that it stands for.
     pub bytes: Vec<u8>,
-    /// The logarithm.
-    pub logprob: f32,
+    /// The logarithm; nothing for what a prompt begins with.
+    pub logprob: Option<f32>,
 }
 
 /// A token of an answer with what the client asked to know of it.
@@ -72,8 +72,10 @@ pub struct Likely {
 pub struct Told {
     /// Its id.
     pub id: u32,
-    /// Characters of the answer before it.
+    /// Characters before it, of the answer and of a prompt that is shown before.
     pub offset: usize,
+    /// Whether it is one of the prompt.
+    pub is_prompt: bool,
     /// The token, and the likeliest at its place.
     pub likely: Option<(Likely, Vec<Likely>)>,
 }
@@ -233,7 +235,8 @@ impl Answer {
             "index": index, field: content, "logprobs": logprobs, "finish_reason": reason,
         });
         if self.prompt_ids.is_some() {
-            choice["token_ids"] = piece.tokens.iter().map(|token| token.id).collect();
+            let answer = piece.tokens.iter().filter(|token| !token.is_prompt);
+            choice["token_ids"] = answer.map(|token| token.id).collect();
         }
         choice
     }
@@ -343,6 +346,9 @@ pub(super) fn logprobs(tokens: &[Told]) -> Vec<Value> {
 fn completion_logprobs(tokens: &[Told]) -> Value {
     let likely = || tokens.iter().filter_map(|token| token.likely.as_ref());
     let top = likely().map(|(own, top)| {
+        if own.logprob.is_none() {
+            return Value::Null;
+        }
         let mut map = Map::new();
         for likely in top.iter().chain([own]) {
             // Of tokens that look the same, the likeliest is told.
@@ -411,6 +417,21 @@ pub fn tokenized(tokens: &[u32], texts: Option<&[String]>, max_tokens: u32) -> V
     })
 }
 
+/// The body of `/tokenizer_info`: the tokens that begin and end a text, and the chat
+/// template where the model brings one.
+pub fn tokenizer_info(
+    [bos, eos]: &[Option<String>; 2],
+    template: Option<&str>,
+    max_tokens: u32,
+) -> Value {
+    json!({
+        "bos_token": bos,
+        "eos_token": eos,
+        "model_max_length": max_tokens,
+        "chat_template": template,
+    })
+}
+
 /// The body of `/detokenize`.
 pub fn detokenized(text: &str) -> Value {
     json!({"prompt": text})
@@ -442,7 +463,7 @@ mod tests {
         Likely {
             text: text.to_owned(),
             bytes: text.as_bytes().to_vec(),
-            logprob,
+            logprob: Some(logprob),
         }
     }
 
@@ -450,6 +471,7 @@ mod tests {
         let told = |id, offset, text: &str| Told {
             id,
             offset,
+            is_prompt: false,
             likely: Some((
                 likely(text, -1.0),
                 vec![likely("a", -0.5), likely(text, -1.0)],

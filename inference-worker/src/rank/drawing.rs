@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llama_model::sample::{SampleError, Sampler};
+use llama_model::sample::{SampleError, Sampler, logprobs};
 
 use crate::engine::{Submit, TokenLogprobs};
 use crate::scheduler::Awaited;
@@ -66,6 +66,8 @@ pub(super) struct Drawing {
     constraint: Option<Constraint>,
     /// Whether ranks compare their logits for it.
     pub(super) is_compared: bool,
+    /// Likely tokens that are told at each place of the prompt.
+    prompt_logprobs: Option<u32>,
 }
 
 /// Tokens, and their logprobs where they were asked for.
@@ -81,7 +83,27 @@ impl Drawing {
             sampler: Sampler::new(submit.sampling.clone(), &submit.tokens),
             constraint,
             is_compared: submit.is_compared,
+            prompt_logprobs: submit.prompt_logprobs,
         })
+    }
+
+    /// The probabilities of the tokens of the prompt before which `rows` are the logits,
+    /// without those that were told before.
+    pub(super) fn prompt(
+        &self,
+        rows: &[Vec<f32>],
+        awaited: &Awaited<'_>,
+    ) -> Result<Vec<TokenLogprobs>, DrawError> {
+        let Some(count) = self.prompt_logprobs else {
+            return Ok(Vec::new());
+        };
+        let fresh = rows.iter().zip(awaited.prompt).skip(awaited.told);
+        fresh
+            .map(|(row, token)| {
+                let (logprob, top) = logprobs(row, *token, count as usize)?;
+                Ok(TokenLogprobs { logprob, top })
+            })
+            .collect()
     }
 
     /// The token behind the last of a sequence, and those behind guesses that were right.

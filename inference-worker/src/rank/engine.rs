@@ -14,7 +14,7 @@ use super::plan::{NextStep, Stepper};
 use super::throughput::Throughput;
 use crate::adapters::{AdapterOrder, AdapterOutcome};
 use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, Work};
-use crate::scheduler::{Request, Scheduler};
+use crate::scheduler::{Awaited, Request, Scheduler};
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
 /// that is stuck is found before a request meets it.
@@ -95,7 +95,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             let segments = self.scheduler.plan();
             let last = self.stopping && segments.is_empty();
             let mut is_news = has_heard || !segments.is_empty();
-            let tokens = count_tokens(&segments);
+            let tokens = count_tokens(&segments, self.scheduler.awaited());
             let settles = self.reading.is_some();
             let next = NextStep {
                 segments,
@@ -225,6 +225,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             priority: submit.priority,
             salt: submit.cache_salt.unwrap_or_default(),
             adapter: submit.adapter,
+            prompt_logits: submit.prompt_logprobs.is_some(),
         };
         match self.scheduler.submit(request) {
             Ok(()) => {
@@ -239,9 +240,21 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         let (mut sampled, mut unusable, mut rest) = (Vec::new(), Vec::new(), rows);
         let mut asked = HashMap::new();
         for awaited in self.scheduler.awaited() {
-            let (rows, behind) = rest.split_at(rest.len().min(awaited.guesses.len() + 1));
+            let (rows, behind) = rest.split_at(rest.len().min(awaited.rows()));
             rest = behind;
-            let drawing = self.drawings.get_mut(&awaited.id);
+            let (before, rows) = rows.split_at(rows.len().min(awaited.prompt.len()));
+            let (id, drawing) = (awaited.id, self.drawings.get_mut(&awaited.id));
+            let read = drawing
+                .as_ref()
+                .map(|drawing| drawing.prompt(before, &awaited));
+            match read.unwrap_or(Ok(Vec::new())) {
+                Ok(logprobs) if logprobs.is_empty() => {}
+                Ok(logprobs) => self.told.push(FromEngine::Prompt { id, logprobs }),
+                Err(error) => unusable.push((id, error.to_string())),
+            }
+            if !awaited.draws {
+                continue;
+            }
             let drawn = drawing.map(|drawing| drawing.draw(rows, &awaited));
             sampled.push(match drawn {
                 Some(Ok((tokens, logprobs))) => {
@@ -321,11 +334,18 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
 
 /// Tokens of prompts and of answers. A prompt's last token, if it is alone in its step,
 /// counts among the answers: it costs as much.
-fn count_tokens(segments: &[Segment]) -> (usize, usize) {
+fn count_tokens<'a>(
+    segments: &[Segment],
+    awaited: impl Iterator<Item = Awaited<'a>>,
+) -> (usize, usize) {
     let lens = segments.iter().map(|segment| match segment.logits {
         Wanted::None => (segment.tokens.len(), 0),
         Wanted::Last if segment.tokens.len() > 1 => (segment.tokens.len(), 0),
         Wanted::Last | Wanted::All => (0, segment.tokens.len()),
     });
-    lens.fold((0, 0), |sum, len| (sum.0 + len.0, sum.1 + len.1))
+    let (prompt, answer) = lens.fold((0, 0), |sum, len| (sum.0 + len.0, sum.1 + len.1));
+    // All logits are wanted of answers with guesses, and of prompts by those who ask.
+    let read = awaited.filter(|awaited| !awaited.prompt.is_empty());
+    let read: usize = read.map(|awaited| awaited.rows()).sum();
+    (prompt + read, answer.saturating_sub(read))
 }

@@ -120,8 +120,9 @@ impl Scheduler {
         self.running.sort_by_key(|seq| seq.order(step, patience));
         let mut budget = usize::try_from(self.limits.step_tokens).unwrap_or(usize::MAX);
         self.plan_answers(&mut budget);
-        self.plan_prompts(&mut budget);
-        self.admit(&mut budget);
+        let mut rows = self.spare_rows();
+        self.plan_prompts(&mut budget, &mut rows);
+        self.admit(&mut budget, &mut rows);
         let running = self.running.iter_mut();
         running.filter_map(Sequence::segment).collect()
     }
@@ -150,6 +151,13 @@ impl Scheduler {
         }
     }
 
+    /// Rows of logits that a step may bring besides one of each that runs: a row a slot
+    /// is what memory was planned for.
+    fn spare_rows(&self) -> usize {
+        let others = self.running.iter().filter(|seq| !seq.wants_prompt());
+        (self.limits.slots as usize).saturating_sub(others.count())
+    }
+
     /// Tokens that prompts would like of this step: guesses are not worth their delay.
     fn prompts_left(&self) -> usize {
         let running = self.running.iter().filter(|seq| seq.unknown() > 1);
@@ -158,14 +166,16 @@ impl Scheduler {
     }
 
     /// Further parts of prompts that have begun.
-    fn plan_prompts(&mut self, budget: &mut usize) {
+    fn plan_prompts(&mut self, budget: &mut usize, rows: &mut usize) {
         let mut index = 0;
         while index < self.running.len() && *budget > 0 {
             let sequence = &self.running[index];
-            if sequence.unknown() > 1 && sequence.planned() == 0 {
-                let part = sequence.unknown().min(*budget);
+            let part = part_of(sequence, sequence.unknown(), *budget, *rows);
+            if sequence.unknown() > 1 && sequence.planned() == 0 && part > 0 {
+                let taken = if sequence.wants_prompt() { part } else { 0 };
                 if self.make_room(index, part, false) {
                     *budget -= part;
+                    *rows -= taken;
                 }
             }
             index += 1;
@@ -208,8 +218,8 @@ impl Scheduler {
 
     /// Lets waiting requests begin, first in order first, as long as there is room for
     /// what the step computes of them and a block more for each that runs.
-    fn admit(&mut self, budget: &mut usize) {
-        while *budget > 0 && !self.free_slots.is_empty() {
+    fn admit(&mut self, budget: &mut usize, rows: &mut usize) {
+        while *budget > 0 && *rows > 0 && !self.free_slots.is_empty() {
             let (step, patience) = (self.step, PATIENCE_STEPS);
             let first = (0..self.waiting.len())
                 .min_by_key(|index| self.waiting[*index].order(step, patience));
@@ -217,7 +227,7 @@ impl Scheduler {
             let sequence = &mut self.waiting[first];
             let prefix = self.cache.longest_prefix(sequence.prompt_hashes());
             sequence.held = self.cache.hold_prefix(sequence.prompt_hashes(), prefix);
-            let part = (sequence.unknown() - prefix).min(*budget);
+            let part = part_of(sequence, sequence.unknown() - prefix, *budget, *rows);
             let spare = if self.running.is_empty() {
                 0
             } else {
@@ -239,6 +249,7 @@ impl Scheduler {
             }
             sequence.plan(part);
             *budget -= part;
+            *rows -= if sequence.wants_prompt() { part } else { 1 };
             self.running.push(sequence);
         }
     }
@@ -251,21 +262,22 @@ impl Scheduler {
         sequence.note_prefix(prefix);
     }
 
-    /// What the planned step is computed for: the requests whose logits it brings, in
+    /// What the planned step is computed for: the requests of which it brings logits, in
     /// the order of the segments that want them.
     pub fn awaited(&self) -> impl Iterator<Item = Awaited<'_>> {
         self.running.iter().filter_map(Sequence::awaited)
     }
 
-    /// Takes the tokens sampled for [`Scheduler::awaited`], in its order; of each the
-    /// one behind its last and as many more as its guesses were right, at least one.
+    /// Takes the tokens sampled for those of [`Scheduler::awaited`] that draw, in its
+    /// order; of each the one behind its last and as many more as its guesses were right,
+    /// at least one.
     pub fn record(&mut self, sampled: &[Vec<u32>]) -> Vec<Recorded> {
         let mut recorded = Vec::new();
         let mut sampled = sampled.iter();
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            let is_awaited = sequence.awaited().is_some();
+            let is_awaited = sequence.awaited().is_some_and(|awaited| awaited.draws);
             let mut finish = None;
             if sequence.planned() > 0 {
                 let tokens = if is_awaited {
@@ -350,5 +362,16 @@ impl Scheduler {
     /// Whether no request is open.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
+    }
+}
+
+/// Tokens of the `unknown` ones of a prompt that fit a step. One whose logits are wanted
+/// leaves rows for others.
+fn part_of(sequence: &Sequence, unknown: usize, budget: usize, rows: usize) -> usize {
+    let part = unknown.min(budget);
+    if sequence.wants_prompt() {
+        part.min(rows.div_ceil(2))
+    } else {
+        part
     }
 }

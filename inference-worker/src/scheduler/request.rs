@@ -46,6 +46,8 @@ pub struct Request {
     /// The adapter that changes the model for it; only requests of the same one share
     /// blocks.
     pub adapter: Option<AdapterUse>,
+    /// Whether the logits before every token of the prompt are wanted but the first.
+    pub prompt_logits: bool,
 }
 
 /// Why a request was not taken.
@@ -100,16 +102,35 @@ impl Finish {
     }
 }
 
-/// A request whose logits a step brings.
+/// A request of which a step brings logits: the rows for `prompt`, then, if it `draws`,
+/// those for `guesses` and the one behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Awaited<'a> {
     /// The request.
     pub id: u64,
     /// Tokens of its answer so far.
     pub answered: u32,
+    /// Tokens of its prompt that follow the rows, where it wants their logits.
+    pub prompt: &'a [u32],
+    /// How many of them a step has brought before: the first are computed again.
+    pub told: usize,
+    /// Whether the next token of the answer is to be drawn.
+    pub draws: bool,
     /// Tokens that were guessed to follow: the first row of logits is that before
     /// them, and there is one more after each.
     pub guesses: &'a [u32],
+}
+
+impl Awaited<'_> {
+    /// Rows of logits that the step brings.
+    pub fn rows(&self) -> usize {
+        let drawn = if self.draws {
+            self.guesses.len() + 1
+        } else {
+            0
+        };
+        self.prompt.len() + drawn
+    }
 }
 
 /// What a sampled token did to its sequence.

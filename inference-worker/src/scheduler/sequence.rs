@@ -36,6 +36,8 @@ pub(super) struct Sequence {
     /// Complete blocks that can be found.
     published: usize,
     cached_tokens: Option<u32>,
+    /// Tokens of the prompt before which the logits were computed, the first among them.
+    prompt_told: usize,
 }
 
 impl Sequence {
@@ -56,6 +58,7 @@ impl Sequence {
             hashes: Vec::new(),
             published: 0,
             cached_tokens: None,
+            prompt_told: 1,
         }
     }
 
@@ -101,6 +104,11 @@ impl Sequence {
         self.guesses.len()
     }
 
+    /// Whether logits before tokens of the prompt are still to be computed.
+    pub(super) fn wants_prompt(&self) -> bool {
+        self.request.prompt_logits && self.prompt_told < self.prompt_len
+    }
+
     fn answered(&self) -> u32 {
         u32::try_from(self.tokens.len() - self.prompt_len).unwrap_or(u32::MAX)
     }
@@ -119,9 +127,14 @@ impl Sequence {
     }
 
     /// Hashes of the complete blocks in front of the last token, which has to be
-    /// computed in any case.
+    /// computed in any case. What others computed of a prompt brings no logits.
     pub(super) fn prompt_hashes(&self) -> &[BlockHash] {
-        let count = self.tokens.len().saturating_sub(1) / BLOCK_TOKENS;
+        let known = if self.wants_prompt() {
+            self.prompt_told
+        } else {
+            self.tokens.len()
+        };
+        let count = known.saturating_sub(1) / BLOCK_TOKENS;
         &self.hashes[..count.min(self.hashes.len())]
     }
 
@@ -211,7 +224,7 @@ impl Sequence {
             tokens,
             logits: match self.awaited() {
                 None => Wanted::None,
-                Some(awaited) if awaited.guesses.is_empty() => Wanted::Last,
+                Some(awaited) if awaited.rows() == 1 && awaited.draws => Wanted::Last,
                 Some(_) => Wanted::All,
             },
             adapter: self.adapter(),
@@ -219,12 +232,24 @@ impl Sequence {
         })
     }
 
-    /// What the planned step is for, unless it computes only part of a prompt.
+    /// What the planned step is for, unless it computes only part of a prompt of which
+    /// nobody wants the logits.
     pub(super) fn awaited(&self) -> Option<Awaited<'_>> {
-        let is_awaited = self.planned > 0 && self.computed + self.planned >= self.tokens.len();
+        let end = self.computed + self.planned;
+        let draws = end >= self.tokens.len();
+        // While logits of the prompt are wanted there is no answer yet.
+        let prompt = if self.wants_prompt() {
+            &self.tokens[self.computed + 1..self.tokens.len().min(end + 1)]
+        } else {
+            &[]
+        };
+        let is_awaited = self.planned > 0 && (draws || !prompt.is_empty());
         is_awaited.then(|| Awaited {
             id: self.request.id,
             answered: self.answered(),
+            prompt,
+            told: self.prompt_told.saturating_sub(self.computed + 1),
+            draws,
             guesses: &self.guesses,
         })
     }
@@ -239,6 +264,9 @@ impl Sequence {
         let known = self.planned - self.guesses.len();
         // What was guessed wrong is computed again in its place.
         self.computed += known + sampled.len().saturating_sub(1);
+        if self.wants_prompt() {
+            self.prompt_told = self.prompt_told.max(self.computed + 1);
+        }
         self.planned = 0;
         self.guesses.clear();
         for token in sampled {

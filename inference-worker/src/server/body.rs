@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::openai::ApiError;
 
 /// Longest request body: a prompt of a million tokens.
-pub(super) const MAX_BODY_BYTES: usize = 8 << 20;
+pub(crate) const MAX_BODY_BYTES: usize = 8 << 20;
 /// Bodies up to this length are read without asking for room.
 const SMALL_BODY_BYTES: usize = 64 << 10;
 /// What longer bodies may take together; reading one as JSON takes several times more.
@@ -21,15 +21,15 @@ const BODY_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Room for bodies in memory.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(crate) struct Room {
     bytes: Arc<Semaphore>,
     deadline: Duration,
 }
 
 /// A body, with the room it takes.
 #[derive(Debug)]
-pub(super) struct Body {
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -48,7 +48,7 @@ impl Room {
     /// # Errors
     /// 413 when it is too long, before it was sent where its length was told; 429
     /// when there is no room now; 408 and 400 when it does not come.
-    pub(super) async fn read(&self, request: Request) -> Result<Body, ApiError> {
+    pub(crate) async fn read(&self, request: Request) -> Result<Body, ApiError> {
         let told = request.headers().get(header::CONTENT_LENGTH);
         let told = told.and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
         let len = told.unwrap_or(MAX_BODY_BYTES);

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::group_failed;
 use super::writer::{Writer, Written};
-use crate::engine::{Generation, GenerationEvent};
+use crate::engine::{Generation, GenerationEvent, TokenLogprobs};
 use crate::metrics::Metrics;
 use crate::openai::ApiError;
 use crate::openai::response::Piece;
@@ -47,6 +47,10 @@ pub(super) struct Choice {
     /// `None` once the answer is over.
     generation: Option<Generation>,
     writer: Writer,
+    /// The prompt, until it was shown with its probabilities.
+    prompt: Option<ShownPrompt>,
+    /// Whether only the prompt was asked for.
+    hides_answer: bool,
     /// Reads calls, where the model may call.
     calls: Option<ToolStream>,
     /// What is to be told before anything new is taken.
@@ -63,10 +67,20 @@ pub(super) struct Choice {
     _permit: OwnedSemaphorePermit,
 }
 
+/// A prompt that is shown before its answer, with the probabilities of its tokens.
+#[derive(Debug)]
+pub(super) struct ShownPrompt {
+    pub(super) tokens: Arc<[u32]>,
+    pub(super) text: String,
+    pub(super) logprobs: Vec<TokenLogprobs>,
+}
+
 /// What a [`Choice`] is made of besides its generation.
 pub(super) struct ChoiceParts {
     pub(super) index: usize,
     pub(super) writer: Writer,
+    pub(super) prompt: Option<ShownPrompt>,
+    pub(super) hides_answer: bool,
     pub(super) calls: Option<ToolStream>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) prompt_field: &'static str,
@@ -80,6 +94,8 @@ impl Choice {
             index: parts.index,
             generation: Some(generation),
             writer: parts.writer,
+            prompt: parts.prompt,
+            hides_answer: parts.hides_answer,
             calls: parts.calls,
             ready: VecDeque::new(),
             ending: None,
@@ -95,7 +111,24 @@ impl Choice {
 
     /// Takes what the engine said.
     fn take(&mut self, event: Option<GenerationEvent>) -> Result<(), ApiError> {
+        let mut piece = match &event {
+            Some(GenerationEvent::Token { .. } | GenerationEvent::Finished { .. }) => {
+                self.show_prompt()
+            }
+            _ => Piece::default(),
+        };
         let (written, reason) = match event {
+            Some(GenerationEvent::Prompt(logprobs)) => {
+                if let Some(prompt) = &mut self.prompt {
+                    prompt.logprobs.extend(logprobs);
+                }
+                return Ok(());
+            }
+            // The engine answers with one token at least.
+            Some(GenerationEvent::Token { .. }) if self.hides_answer => {
+                self.ready.push_back(piece);
+                return Ok(());
+            }
             Some(GenerationEvent::Token { token, logprobs }) => {
                 let now = Instant::now();
                 self.metrics
@@ -109,6 +142,11 @@ impl Choice {
                 cached_tokens,
             }) => {
                 self.cached_tokens = cached_tokens as usize;
+                let reason = if self.hides_answer {
+                    Finish::Length
+                } else {
+                    reason
+                };
                 (self.writer.finish(), Some(reason))
             }
             Some(GenerationEvent::Refused(refusal)) => return Err(self.refused(&refusal)),
@@ -122,7 +160,11 @@ impl Choice {
                 ));
             }
         };
-        let Written { piece, stopped } = written;
+        let Written {
+            piece: more,
+            stopped,
+        } = written;
+        piece.extend(more);
         self.ending = if stopped { Some(Finish::Stop) } else { reason };
         if self.ending.is_some() {
             // Cancels what the engine may still compute.
@@ -130,6 +172,15 @@ impl Choice {
         }
         self.read_calls(piece);
         Ok(())
+    }
+
+    /// The prompt, where it is shown and was not yet.
+    fn show_prompt(&mut self) -> Piece {
+        let prompt = self.prompt.take();
+        prompt.map_or_else(Piece::default, |prompt| {
+            self.writer
+                .prompt(&prompt.tokens, prompt.text, prompt.logprobs)
+        })
     }
 
     /// Takes calls out of the text of a piece. Text behind a call makes a new piece.

@@ -8,7 +8,7 @@ use futures::stream::SelectAll;
 use llama_model::sample::SamplingParams;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::choice::{Choice, ChoiceParts};
+use super::choice::{Choice, ChoiceParts, ShownPrompt};
 use super::prompt::{self, Encoding};
 use super::writer::{self, Writer};
 use super::{Front, group_failed};
@@ -27,7 +27,7 @@ pub(super) struct Started {
     pub(super) count: usize,
     /// Tokens of each prompt.
     pub(super) prompts: Vec<Arc<[u32]>>,
-    /// What stands before the answers to each prompt.
+    /// What stands before the answers to each prompt, unless the answers bring it.
     pub(super) echoes: Vec<String>,
 }
 
@@ -70,7 +70,8 @@ pub(super) async fn start(
         tokens.drain(..surplus);
         limits.push(answer_limit(
             tokens.len(),
-            request.max_tokens,
+            // The engine answers with one token at least.
+            request.max_tokens.map(|most| most.max(1)),
             front.max_tokens,
             field,
         )?);
@@ -85,11 +86,14 @@ pub(super) async fn start(
     let choices = submit(
         front,
         &request,
-        &prompts,
+        (&prompts, &echoes),
         &limits,
         places,
         (field, begun, form, adapter),
     )?;
+    if request.prompt_logprobs().is_some() {
+        echoes.clear();
+    }
     for prompt in &prompts {
         front.metrics.prompt(prompt.len());
     }
@@ -173,14 +177,14 @@ impl Places {
 fn submit(
     front: &Front,
     request: &ValidRequest,
-    prompts: &[Arc<[u32]>],
+    (prompts, echoes): (&[Arc<[u32]>], &[String]),
     limits: &[u32],
     mut places: Places,
     (field, begun, form, adapter): (&'static str, Instant, Option<Grammar>, Option<AdapterUse>),
 ) -> Result<Vec<Choice>, ApiError> {
     let stop_ids = stop_ids(front, request);
     let mut choices = Vec::new();
-    for (prompt, limit) in prompts.iter().zip(limits) {
+    for (number, (prompt, limit)) in prompts.iter().zip(limits).enumerate() {
         for choice in 0..request.choices {
             let fallback = RandomState::new().hash_one(choices.len());
             let sampling = request.sampling(choice, fallback);
@@ -199,6 +203,7 @@ fn submit(
                 max_new_tokens: *limit,
                 stop_ids: stop_ids.clone(),
                 priority: request.priority,
+                prompt_logprobs: request.prompt_logprobs(),
                 cache_salt: request.cache_salt.clone(),
                 adapter,
                 form: form.clone(),
@@ -220,6 +225,12 @@ fn submit(
             let parts = ChoiceParts {
                 index: choices.len(),
                 writer: Writer::new(tokenizer, &request.ending, shown, min_tokens),
+                prompt: request.prompt_logprobs().map(|_| ShownPrompt {
+                    tokens: Arc::clone(prompt),
+                    text: echoes.get(number).cloned().unwrap_or_default(),
+                    logprobs: Vec::new(),
+                }),
+                hides_answer: request.max_tokens == Some(0),
                 calls,
                 metrics: Arc::clone(&front.metrics),
                 prompt_field: field,

@@ -2,7 +2,7 @@
 
 mod adapters;
 mod answer;
-mod body;
+pub(crate) mod body;
 mod choice;
 mod generate;
 pub mod internal;
@@ -183,11 +183,13 @@ pub fn router(front: Arc<Front>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completion))
         .route("/v1/responses", post(respond_in_items))
+        .route("/v1/embeddings", post(no_embeddings))
         .route("/v1/models", get(models))
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
         .route("/version", get(version))
         .route(HEALTH_PATH, get(health))
         .fallback(unknown_path)
@@ -221,12 +223,25 @@ async fn detokenize(State(front): State<Arc<Front>>, request: Request) -> Respon
     counted(&front.metrics, text::detokenize(&front, request).await)
 }
 
-async fn version() -> Response {
+/// What only an embedding model could answer.
+async fn no_embeddings(State(front): State<Arc<Front>>) -> Response {
+    let message = format!(
+        "\"{}\" is a model that writes text and makes no embeddings; a BERT served by a worker of \
+         its own does",
+        front.served_name
+    );
+    counted(
+        &front.metrics,
+        Err(ApiError::invalid_field("model", &message)),
+    )
+}
+
+pub(crate) async fn version() -> Response {
     axum::Json(response::version()).into_response()
 }
 
 /// The answer, or the error as one, which is counted.
-fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
+pub(crate) fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
     answer.unwrap_or_else(|error| {
         metrics.refused(error.status);
         error.into_response()
@@ -244,6 +259,14 @@ async fn models(State(front): State<Arc<Front>>) -> Response {
     axum::Json(response::models(&cards)).into_response()
 }
 
+async fn tokenizer_info(State(front): State<Arc<Front>>) -> Response {
+    let (tokenizer, max_tokens) = (&front.tokenizer, front.max_tokens);
+    let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
+    let control = [text(tokenizer.bos_id()), text(tokenizer.eos_id())];
+    let template = front.template.tool_source();
+    axum::Json(response::tokenizer_info(&control, template, max_tokens)).into_response()
+}
+
 async fn health(State(front): State<Arc<Front>>) -> Response {
     match front.admit() {
         Ok(()) => StatusCode::OK.into_response(),
@@ -251,11 +274,11 @@ async fn health(State(front): State<Arc<Front>>) -> Response {
     }
 }
 
-async fn unknown_path(request: Request) -> ApiError {
+pub(crate) async fn unknown_path(request: Request) -> ApiError {
     ApiError::unknown_path(request.uri().path())
 }
 
-async fn method_not_allowed(request: Request) -> ApiError {
+pub(crate) async fn method_not_allowed(request: Request) -> ApiError {
     ApiError::method_not_allowed(request.method().as_str(), request.uri().path())
 }
 
@@ -272,7 +295,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-fn unix_seconds() -> u64 {
+pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

@@ -19,7 +19,7 @@ pub(super) struct Writer {
     unmatched: u32,
     tells_ids: bool,
     ids_for_text: bool,
-    /// Characters that the tokens so far stand for.
+    /// Characters that the tokens so far stand for, those of a prompt that is shown too.
     characters: usize,
     /// Tokens whose text is not out yet.
     held: Vec<Told>,
@@ -53,17 +53,47 @@ impl Writer {
         }
     }
 
+    /// The prompt, which is shown as `text`, with the probabilities of its tokens but the
+    /// first. Comes before the answer.
+    pub(super) fn prompt(
+        &mut self,
+        tokens: &[u32],
+        text: String,
+        logprobs: Vec<TokenLogprobs>,
+    ) -> Piece {
+        let mut detokenizer = self.detokenizer.clone();
+        let mut offset = 0;
+        let logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some));
+        let told = tokens.iter().zip(logprobs).map(|(token, logprobs)| {
+            let begins = offset;
+            offset += detokenizer.push(&self.tokenizer, *token).chars().count();
+            Told {
+                id: *token,
+                offset: begins,
+                is_prompt: true,
+                likely: Some(match logprobs {
+                    Some(logprobs) => self.likeliest(*token, logprobs),
+                    None => (self.likely(*token, None), Vec::new()),
+                }),
+            }
+        });
+        let tokens = told.collect();
+        self.characters = text.chars().count();
+        Piece {
+            text,
+            tokens,
+            calls: Vec::new(),
+        }
+    }
+
     /// The answer goes on with `token`.
     pub(super) fn push(&mut self, token: u32, logprobs: Option<TokenLogprobs>) -> Written {
         if self.tells_ids || logprobs.is_some() {
-            let likely = logprobs.map(|logprobs| {
-                let top = logprobs.top.into_iter();
-                let top = top.map(|(token, logprob)| self.likely(token, logprob));
-                (self.likely(token, logprobs.logprob), top.collect())
-            });
+            let likely = logprobs.map(|logprobs| self.likeliest(token, logprobs));
             self.held.push(Told {
                 id: token,
                 offset: self.characters,
+                is_prompt: false,
                 likely,
             });
         }
@@ -111,7 +141,14 @@ impl Writer {
         }
     }
 
-    fn likely(&self, token: u32, logprob: f32) -> Likely {
+    /// A token with its probability, and those that were the likeliest in its place.
+    fn likeliest(&self, token: u32, logprobs: TokenLogprobs) -> (Likely, Vec<Likely>) {
+        let top = logprobs.top.into_iter();
+        let top = top.map(|(token, logprob)| self.likely(token, Some(logprob)));
+        (self.likely(token, Some(logprobs.logprob)), top.collect())
+    }
+
+    fn likely(&self, token: u32, logprob: Option<f32>) -> Likely {
         let text = if self.ids_for_text {
             format!("token_id:{token}")
         } else {

@@ -5,6 +5,7 @@ pub mod args;
 mod cause;
 mod children;
 mod devices;
+mod embedding;
 mod preflight;
 mod self_test;
 mod serving;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use llama_contract::{FailureCategory, FailureReport, SelfTestReport};
+use llama_model::EmbeddingCheckpoint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
@@ -34,10 +36,11 @@ use crate::comm::region::Region;
 use crate::comm::shm::ShmLink;
 use crate::comm::silence::SilenceWatch;
 use crate::engine::EngineClient;
-use crate::failure::Failure;
+use crate::failure::{Failure, of_model};
 use crate::metrics::Metrics;
 use crate::rank::args::RankArgs;
-use crate::server::{AdapterRack, Admission, Front, FrontParts};
+use crate::server::internal::Inspect;
+use crate::server::{AdapterRack, Admission, Front, FrontParts, router};
 use crate::telemetry::LogFormat;
 
 /// How long a cause that only a peer has told may still be bettered by the end
@@ -56,7 +59,30 @@ const RANKS_END: Duration = Duration::from_secs(5);
 /// them.
 pub fn run(args: &ServeArgs, log_format: LogFormat, token: Option<&str>) -> u8 {
     let cgroup = Cgroup::default();
-    let ended = preflight::prepare(args, token.is_some(), &cgroup)
+    let ended = match EmbeddingCheckpoint::open(&args.launch.model) {
+        Ok(Some(model)) => embedding::run(args, model, &cgroup).map(|()| Ended::Asked),
+        Ok(None) => run_ranks(args, cgroup, log_format, token),
+        Err(error) => Err(of_model(&error)),
+    };
+    match ended {
+        Ok(Ended::Asked) => 0,
+        Ok(Ended::Failed(report)) => report.category.exit_code(),
+        Err(failure) => {
+            let report = failure.report(None, args.launch.epoch);
+            tell_kubernetes(&report, &args.termination_log);
+            report.category.exit_code()
+        }
+    }
+}
+
+/// Runs a pod of ranks, which write text.
+fn run_ranks(
+    args: &ServeArgs,
+    cgroup: Cgroup,
+    log_format: LogFormat,
+    token: Option<&str>,
+) -> Result<Ended, Failure> {
+    preflight::prepare(args, token.is_some(), &cgroup)
         .and_then(|prepared| Pod::start(args, prepared, cgroup, log_format))
         .and_then(|(pod, front)| {
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -67,16 +93,7 @@ pub fn run(args: &ServeArgs, log_format: LogFormat, token: Option<&str>) -> u8 {
             // Answers that nobody reads must not hold the process.
             runtime.shutdown_background();
             Ok(ended)
-        });
-    match ended {
-        Ok(Ended::Asked) => 0,
-        Ok(Ended::Failed(report)) => report.category.exit_code(),
-        Err(failure) => {
-            let report = failure.report(None, args.launch.epoch);
-            tell_kubernetes(&report, &args.termination_log);
-            report.category.exit_code()
-        }
-    }
+        })
 }
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> Failure {
@@ -300,7 +317,9 @@ impl<'a> Pod<'a> {
             metrics,
             silences: Mutex::default(),
         });
-        let servers = Servers::open(self.args, api, Arc::clone(&state)).await?;
+        let routes = api.map(|front| router(Arc::new(front)));
+        let inspect = Arc::clone(&state) as Arc<dyn Inspect>;
+        let servers = Servers::open(self.args, routes, inspect).await?;
         Ok((state, servers, signals))
     }
 
@@ -543,5 +562,13 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// Waits for the request to end.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }

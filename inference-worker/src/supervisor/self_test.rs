@@ -94,6 +94,7 @@ async fn ask(
         stop_ids: Vec::new(),
         priority: i32::MIN,
         cache_salt: Some("self-test".to_owned()),
+        prompt_logprobs: None,
         adapter: None,
         form: None,
         is_compared: true,
@@ -103,6 +104,8 @@ async fn ask(
     loop {
         match generation.next().await {
             Some(GenerationEvent::Token { token, logprobs }) => drawn.push((token, logprobs)),
+            // Not asked for.
+            Some(GenerationEvent::Prompt(_)) => {}
             Some(GenerationEvent::Finished { .. }) => return Ok(drawn),
             Some(GenerationEvent::Failed(message)) => return Err(message),
             Some(GenerationEvent::Refused(refusal)) => return Err(refusal.to_string()),

@@ -4,15 +4,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use llama_contract::FailureCategory;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
-use super::state::PodState;
 use crate::failure::Failure;
-use crate::server::{self, Front, PortLimits};
+use crate::server::internal::Inspect;
+use crate::server::{self, PortLimits};
 
 /// The servers of one pod.
 #[derive(Debug)]
@@ -23,23 +24,22 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    /// Opens the internal port, and the API port where there is a front.
+    /// Opens the internal port, and the API port where the pod has one.
     ///
     /// # Errors
     /// When a port cannot be listened on.
     pub(super) async fn open(
         args: &ServeArgs,
-        front: Option<Front>,
-        state: Arc<PodState>,
+        api_routes: Option<Router>,
+        inspect: Arc<dyn Inspect>,
     ) -> Result<Self, Failure> {
         let closing = CancellationToken::new();
         let internal = listen(args.bind, args.internal_port).await?;
-        let routes = server::internal::router(state);
+        let routes = server::internal::router(inspect);
         let internal = tokio::spawn(async move { axum::serve(internal, routes).await });
         let mut api = None;
-        if let Some(front) = front {
+        if let Some(routes) = api_routes {
             let listener = listen(args.bind, args.api_port).await?;
-            let routes = server::router(Arc::new(front));
             let limits = PortLimits::default();
             let serving = server::serve(listener, routes, closing.clone(), limits);
             api = Some(tokio::spawn(serving));

@@ -122,6 +122,9 @@ pub(crate) fn parse(file: &str, text: &str) -> Result<HuggingFace, ModelError> {
                 dtype: dtype(&text)?.or(dtype(&fields)?),
             })
         }
+        Some("bert") => Err(fields.unsupported(
+            "model_type is \"bert\", an embedding model; `serve` and `plan` take such models",
+        )),
         other => Err(fields.unsupported(&format!(
             "model_type is \"{}\"; \"llama\", \"llama4\" and \"llama4_text\" are built in",
             shown(other.unwrap_or_default())

@@ -1,6 +1,7 @@
 //! Shape and constants of a Llama model, from `config.json` or from the metadata
 //! of a GGUF.
 
+pub(crate) mod bert;
 mod check;
 mod fields;
 mod gguf;

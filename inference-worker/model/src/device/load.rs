@@ -35,7 +35,7 @@ impl<'a> DeviceReader<'a> {
     ) -> Result<Self, ModelError> {
         progress(0, total);
         Ok(Self {
-            files: Reader::open(checkpoint)?,
+            files: Reader::of(checkpoint.files())?,
             checkpoint,
             verify,
             place,

@@ -36,8 +36,8 @@ mod arch;
 #[path = "portable.rs"]
 mod arch;
 
-pub(crate) use arch::{matmul, silu_mul, softmax, weighted_sum};
-pub(crate) use vector::mean_square;
+pub(crate) use arch::{gelu, matmul, silu_mul, softmax, weighted_sum};
+pub(crate) use vector::{mean_square, sum};
 
 use std::ops::Range;
 

@@ -44,6 +44,11 @@ pub(crate) fn silu_mul(_isa: Isa, gate: &mut [f32], up: &[f32]) {
     vector::silu_mul(gate, up);
 }
 
+/// Replaces each value by `gelu(value)`.
+pub(crate) fn gelu(_isa: Isa, values: &mut [f32]) {
+    vector::gelu(values);
+}
+
 /// Replaces `scores` by `softmax(scale · scores)`.
 pub(crate) fn softmax(_isa: Isa, scores: &mut [f32], scale: f32) {
     vector::softmax(scores, scale);

@@ -146,6 +146,17 @@ pub(crate) fn silu_mul(isa: Isa, gate: &mut [f32], up: &[f32]) {
     }
 }
 
+/// Replaces each value by `gelu(value)`.
+pub(crate) fn gelu(isa: Isa, values: &mut [f32]) {
+    match isa.0 {
+        Level::Scalar => vector::gelu(values),
+        // SAFETY: an `Isa` exists only where its instructions do.
+        Level::Avx2 => unsafe { gelu_avx2(values) },
+        // SAFETY: likewise.
+        Level::Avx512 => unsafe { gelu_avx512(values) },
+    }
+}
+
 /// Replaces `scores` by `softmax(scale · scores)`.
 pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
     match isa.0 {
@@ -159,7 +170,7 @@ pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
 
 /// The functions of one instruction set.
 macro_rules! build_for {
-    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $silu_mul:ident, $softmax:ident) => {
+    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $silu_mul:ident, $gelu:ident, $softmax:ident) => {
         /// One function a format: together they would be too much for the
         /// register allocator.
         #[target_feature(enable = $features)]
@@ -207,6 +218,11 @@ macro_rules! build_for {
         }
 
         #[target_feature(enable = $features)]
+        fn $gelu(values: &mut [f32]) {
+            vector::gelu(values);
+        }
+
+        #[target_feature(enable = $features)]
         fn $softmax(scores: &mut [f32], scale: f32) {
             vector::softmax(scores, scale);
         }
@@ -221,6 +237,7 @@ build_for!(
     quantize_avx2,
     weighted_sum_avx2,
     silu_mul_avx2,
+    gelu_avx2,
     softmax_avx2
 );
 build_for!(
@@ -231,5 +248,6 @@ build_for!(
     quantize_avx512,
     weighted_sum_avx512,
     silu_mul_avx512,
+    gelu_avx512,
     softmax_avx512
 );

@@ -11,7 +11,7 @@ use llama_checkpoint::checkpoint::cut_name;
 use llama_checkpoint::slices::{
     FeedForward, FeedForwardSlices, LayerSlices, MatrixSlice, ModelSlices, ScaleSlice, VectorSlice,
 };
-use llama_checkpoint::{Checkpoint, Format, ModelError};
+use llama_checkpoint::{Checkpoint, Format, ModelError, WeightFile};
 use rustix::fs::{Advice, fadvise};
 
 use crate::buffer::{Buffer, WeightBytes};
@@ -74,7 +74,7 @@ pub(crate) fn read(
     verify: Option<usize>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Loaded, ModelError> {
-    let files = Files::open(checkpoint)?;
+    let files = Files::of(checkpoint.files())?;
     let matrices = slices.matrices();
     let mut buffers = matrices
         .iter()
@@ -213,6 +213,17 @@ impl Files {
         Ok(buffer.to_vec())
     }
 
+    /// Reads matrices whole.
+    pub(crate) fn matrices(&self, slices: &[&MatrixSlice]) -> Result<Vec<Matrix>, ModelError> {
+        let buffers = slices.iter().map(|slice| buffer_for(slice));
+        let mut buffers = buffers.collect::<Result<Vec<_>, _>>()?;
+        pieces::fill(self, slices, &mut buffers, &|_, _| {})?;
+        let filled = slices.iter().zip(buffers);
+        filled
+            .map(|(slice, buffer)| self.matrix(slice, buffer))
+            .collect()
+    }
+
     /// The scales of a matrix's rows, where it has them.
     pub(crate) fn matrix_scales(
         &self,
@@ -294,9 +305,8 @@ fn check_finite(name: &str, values: &[f32]) -> Result<(), ModelError> {
 }
 
 /// Number, path and handle of each file.
-fn open(checkpoint: &Checkpoint) -> Result<Vec<(String, File)>, ModelError> {
-    checkpoint
-        .files()
+fn open(files: &[WeightFile]) -> Result<Vec<(String, File)>, ModelError> {
+    files
         .iter()
         .map(|file| {
             let path = file.path.display().to_string();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use llama_checkpoint::slices::{MatrixSlice, Place, Source};
-use llama_checkpoint::{Checkpoint, ModelError};
+use llama_checkpoint::{ModelError, WeightFile};
 
 use super::{convert, value_bytes};
 use crate::buffer::Buffer;
@@ -135,9 +135,9 @@ impl RowStretches {
 }
 
 impl Files {
-    /// Opens the files of `checkpoint`.
-    pub(crate) fn open(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
-        super::open(checkpoint).map(Self)
+    /// Opens the files of a checkpoint.
+    pub(crate) fn of(files: &[WeightFile]) -> Result<Self, ModelError> {
+        super::open(files).map(Self)
     }
 
     /// Fills `out` with the bytes of `file` from `start` on.

@@ -142,6 +142,25 @@ impl Sampler {
     }
 }
 
+/// The logarithm of the probability that the model gives `token`, and the `count` most
+/// likely tokens with theirs, the likeliest first.
+///
+/// # Errors
+/// When `logits` is empty or holds a NaN.
+pub fn logprobs(
+    logits: &[f32],
+    token: u32,
+    count: usize,
+) -> Result<(f32, Vec<(u32, f32)>), SampleError> {
+    let row = Row::new(logits)?;
+    let logprobs = Logprobs::new(&row);
+    let own = logits.get(token as usize);
+    let own = own.map_or(NO_CHANCE, |logit| logprobs.of(*logit));
+    let head = row.head(count).into_iter();
+    let top = head.map(|(token, logit)| (token, logprobs.of(logit)));
+    Ok((own, top.collect()))
+}
+
 /// Logarithms of the model's probabilities.
 struct Logprobs {
     weights: Weights,

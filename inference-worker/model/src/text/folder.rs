@@ -102,7 +102,7 @@ impl ModelText {
 ///
 /// # Errors
 /// `ModelInvalid` when the file has more than `most` bytes.
-pub(super) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
+pub(crate) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, ModelError> {
     let io = |source| ModelError::Io {
         path: path.display().to_string(),
         source,

@@ -19,6 +19,8 @@ mod vocabulary;
 pub(crate) use bytes::byte_characters;
 pub use detokenizer::Detokenizer;
 pub use folder::ModelText;
+pub(crate) use folder::read;
+pub(crate) use origin::excerpt;
 pub use template::{ChatMessage, ChatTemplate, Conversation, MessageError, Rendered};
 pub use tokenizer::{Special, Tokenizer};
 

@@ -30,7 +30,7 @@ impl Origin {
 }
 
 /// The beginning of `text`, with unprintable characters escaped.
-pub(super) fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     let cut: String = text.chars().take(EXCERPT).collect();
     let more = if cut.len() < text.len() { "…" } else { "" };
     format!("\"{}{more}\"", cut.escape_debug())

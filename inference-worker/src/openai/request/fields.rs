@@ -4,7 +4,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde_json::{Value, json};
 
 use super::Prompt;
-use super::json::Read;
+use super::json::{InputLists, Read};
 use crate::openai::ApiError;
 
 /// The fields of a request that have not been read yet.
@@ -12,7 +12,12 @@ pub(super) struct Fields(Read);
 
 impl Fields {
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut read = Read::default();
+        Self::parse_with(body, InputLists::default())
+    }
+
+    /// Likewise, where other fields than a completion's hold long lists.
+    pub(super) fn parse_with(body: &[u8], lists: InputLists) -> Result<Self, ApiError> {
+        let mut read = Read::new(lists);
         let mut json = serde_json::Deserializer::from_slice(body);
         let parsed = read.deserialize(&mut json).and_then(|()| json.end());
         match (parsed, read.current.take()) {
@@ -31,10 +36,10 @@ impl Fields {
         self.0.fields.contains_key(name)
     }
 
-    /// The field `prompt`.
+    /// The field of prompts, which is `prompt` unless the endpoint calls it otherwise.
     pub(super) fn prompts(&mut self) -> Result<Vec<Prompt>, ApiError> {
         let prompts = self.0.prompts.take();
-        prompts.ok_or_else(|| ApiError::invalid_field("prompt", "is required"))
+        prompts.ok_or_else(|| ApiError::invalid_field(self.0.lists.prompts, "is required"))
     }
 
     /// The field `tokens`.
@@ -102,7 +107,7 @@ impl Fields {
     /// sent are let through, the others are named.
     pub(super) fn refuse_rest(self) -> Result<(), ApiError> {
         for (name, left) in [
-            ("prompt", self.0.prompts.is_some()),
+            (self.0.lists.prompts, self.0.prompts.is_some()),
             ("tokens", self.0.tokens.is_some()),
         ] {
             if left {

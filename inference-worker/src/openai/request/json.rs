@@ -14,16 +14,42 @@ const MAX_VALUES: usize = 1 << 16;
 /// Most prompts of a request.
 const MAX_PROMPTS: usize = 1024;
 
+/// The field that holds texts or their tokens, and how many it may hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InputLists {
+    pub(super) prompts: &'static str,
+    pub(super) most: usize,
+}
+
+impl Default for InputLists {
+    fn default() -> Self {
+        Self {
+            prompts: "prompt",
+            most: MAX_PROMPTS,
+        }
+    }
+}
+
 /// A body, field by field. What is null counts as absent.
 #[derive(Debug, Default)]
 pub(super) struct Read {
+    pub(super) lists: InputLists,
     pub(super) fields: Map<String, Value>,
-    /// The field `prompt`.
+    /// The field of prompts.
     pub(super) prompts: Option<Vec<Prompt>>,
     /// The field `tokens`.
     pub(super) tokens: Option<Vec<u32>>,
     /// The field that is being read, for who wants to know where an error is.
     pub(super) current: Option<String>,
+}
+
+impl Read {
+    pub(super) fn new(lists: InputLists) -> Self {
+        Self {
+            lists,
+            ..Self::default()
+        }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for &mut Read {
@@ -45,7 +71,9 @@ impl<'de> Visitor<'de> for &mut Read {
         let mut left = MAX_VALUES;
         while let Some(name) = map.next_key::<String>()? {
             match self.current.insert(name).as_str() {
-                "prompt" => self.prompts = map.next_value_seed(Prompts)?,
+                name if name == self.lists.prompts => {
+                    self.prompts = map.next_value_seed(Prompts(self.lists.most))?;
+                }
                 "tokens" => self.tokens = map.next_value()?,
                 name => {
                     let value = map.next_value_seed(Tree(&mut left))?;
@@ -134,8 +162,8 @@ impl<'de> Visitor<'de> for Tree<'_> {
     }
 }
 
-/// The prompts of a completion: a text, token ids, or a list of either.
-struct Prompts;
+/// The prompts of a completion, so many at most: a text, token ids, or a list of either.
+struct Prompts(usize);
 
 impl<'de> DeserializeSeed<'de> for Prompts {
     type Value = Option<Vec<Prompt>>;
@@ -175,8 +203,8 @@ impl<'de> Visitor<'de> for Prompts {
             if !ids.is_empty() && !prompts.is_empty() {
                 return Err(A::Error::custom("token ids stand among prompts"));
             }
-            if prompts.len() > MAX_PROMPTS {
-                let message = format_args!("at most {MAX_PROMPTS} prompts are taken");
+            if prompts.len() > self.0 {
+                let message = format_args!("at most {} are taken", self.0);
                 return Err(A::Error::custom(message));
             }
         }

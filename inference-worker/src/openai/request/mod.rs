@@ -2,6 +2,7 @@
 
 mod adapters;
 mod calls;
+mod embedding;
 mod fields;
 mod form;
 mod items;
@@ -23,6 +24,7 @@ use crate::tools::ToolShape;
 
 pub use adapters::{LoadAdapterRequest, UnloadAdapterRequest};
 pub use calls::{ToolChoice, ToolUse};
+pub use embedding::{EmbeddingInput, VectorEncoding};
 pub use form::Form;
 pub use responses::ResponsesRequest;
 pub use text::{DetokenizeRequest, TokenizeRequest};
@@ -247,19 +249,16 @@ impl ValidRequest {
     pub fn completion(body: &[u8]) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let prompts = fields.prompts()?;
-        let max_tokens = fields.number("max_tokens", 1, u32::MAX)?;
+        let echo = fields.flag("echo")?;
+        // Without an answer there is still the prompt to show.
+        let least = u32::from(!echo);
+        let max_tokens = fields.number("max_tokens", least, u32::MAX)?;
         let max_tokens = max_tokens.unwrap_or(COMPLETION_TOKENS);
         let form = form::read(&mut fields)?;
         let mut request = Self::read(&mut fields, prompts, Some(max_tokens), form)?;
         request.adds_lead = fields.take("add_special_tokens")?.unwrap_or(true);
-        request.shown.echo = fields.flag("echo")?;
+        request.shown.echo = echo;
         request.sampling.logprobs = fields.number("logprobs", 0, parts::MAX_TOP_LOGPROBS)?;
-        if request.shown.echo && request.sampling.logprobs.is_some() {
-            return Err(ApiError::invalid_field(
-                "echo",
-                "cannot go with logprobs: those of a prompt are not computed",
-            ));
-        }
         fields.refuse_rest()?;
         Ok(request)
     }
@@ -309,6 +308,12 @@ impl ValidRequest {
             priority: fields.take("priority")?.unwrap_or(0),
             cache_salt: cache_salt(fields)?,
         })
+    }
+
+    /// Likely tokens that are told at each place of the prompts, where their
+    /// probabilities are.
+    pub fn prompt_logprobs(&self) -> Option<u32> {
+        self.sampling.logprobs.filter(|_| self.shown.echo)
     }
 
     /// How the tokens of a prompt's answer `choice` are drawn, with `fallback_seed`

@@ -109,6 +109,13 @@ fn every_supported_field_arrives() {
     .expect("valid");
     assert!(request.shown.echo && !request.adds_lead);
     assert_eq!(request.sampling.top_k, 0);
+    assert_eq!(request.prompt_logprobs(), None);
+    let request = completion(json!({"echo": true, "logprobs": 3, "max_tokens": 0}));
+    let request = request.expect("valid");
+    assert_eq!(
+        (request.prompt_logprobs(), request.max_tokens),
+        (Some(3), Some(0))
+    );
     let request = completion(json!({"logprobs": 0})).expect("valid");
     assert_eq!(request.sampling.logprobs, Some(0));
     let request = chat(json!({"logprobs": true, "add_generation_prompt": false})).expect("valid");
@@ -262,7 +269,7 @@ fn completions_name_their_own_fields() {
     for (change, field) in [
         (json!({"logprobs": 21}), "logprobs"),
         (json!({"logprobs": true}), "logprobs"),
-        (json!({"logprobs": 1, "echo": true}), "echo"),
+        (json!({"max_tokens": 0}), "max_tokens"),
         (json!({"suffix": "s"}), "suffix"),
         (json!({"messages": []}), "messages"),
         (json!({"max_completion_tokens": 1}), "max_completion_tokens"),

@@ -43,10 +43,11 @@ fn token(text: &str) -> Told {
     let likely = Likely {
         text: text.to_owned(),
         bytes: text.as_bytes().to_vec(),
-        logprob: -1.0,
+        logprob: Some(-1.0),
     };
     Told {
         id: 1,
+        is_prompt: false,
         offset: 0,
         likely: Some((likely, Vec::new())),
     }

@@ -29,18 +29,21 @@ impl StepModel for Counting {
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError> {
         let mut rows = Vec::new();
-        for segment in segments
-            .iter()
-            .filter(|segment| segment.logits == Wanted::Last)
-        {
-            let last = segment.tokens.last().copied().unwrap_or(0);
-            let mut row = vec![0.0; 10];
-            row[last as usize + 1] = 1.0;
-            collective.all_reduce_sum(&mut row)?;
-            if last == POISON {
-                row[0] = f32::NAN;
+        for segment in segments {
+            let wanted = match segment.logits {
+                Wanted::None => 0,
+                Wanted::Last => 1,
+                Wanted::All => segment.tokens.len(),
+            };
+            for last in &segment.tokens[segment.tokens.len() - wanted..] {
+                let mut row = vec![0.0; 10];
+                row[*last as usize + 1] = 1.0;
+                collective.all_reduce_sum(&mut row)?;
+                if *last == POISON {
+                    row[0] = f32::NAN;
+                }
+                rows.push(row);
             }
-            rows.push(row);
         }
         Ok(rows)
     }
@@ -69,6 +72,7 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
         stop_ids: vec![END],
         sampling: SamplingParams::GREEDY,
         priority: 0,
+        prompt_logprobs: None,
         cache_salt: None,
         adapter: None,
         form: None,
@@ -80,6 +84,7 @@ fn submit(id: u64, first: u32, max_new_tokens: u32) -> ToEngine {
 fn of(told: &[FromEngine], wanted: u64) -> Vec<FromEngine> {
     let is_wanted = |message: &&FromEngine| match message {
         FromEngine::Token { id, .. }
+        | FromEngine::Prompt { id, .. }
         | FromEngine::Finished { id, .. }
         | FromEngine::Refused { id, .. }
         | FromEngine::Failed { id, .. } => *id == wanted,
@@ -416,4 +421,41 @@ fn an_adapter_is_forgotten_once_no_sequence_uses_it() {
             (4, 2, AdapterOutcome::Dropped)
         ]
     );
+}
+
+#[test]
+fn the_probabilities_of_a_prompt_come_before_its_answer() {
+    let asked = |id, tokens: &[u32]| {
+        let ToEngine::Submit(mut submit) = submit(id, 0, 2) else {
+            unreachable!("it is a submit");
+        };
+        submit.tokens = tokens.to_vec();
+        submit.prompt_logprobs = Some(1);
+        ToEngine::Submit(submit)
+    };
+    let told = run(vec![
+        asked(1, &[1, 2, 5, 6]),
+        asked(2, &[3]),
+        asked(3, &[1, POISON, 3]),
+    ]);
+    let mut first = Vec::new();
+    for message in of(&told, 1) {
+        match message {
+            FromEngine::Prompt { logprobs, .. } => first.extend(logprobs),
+            rest => {
+                assert_eq!(rest, plain(1, 7));
+                break;
+            }
+        }
+    }
+    let likely: Vec<u32> = first.iter().map(|logprobs| logprobs.top[0].0).collect();
+    assert_eq!(likely, [2, 3, 6]);
+    let ln = |logit: f32| logit - (1_f32.exp() + 9.0).ln();
+    for (logprobs, logit) in first.iter().zip([1.0, 0.0, 1.0]) {
+        assert!((logprobs.logprob - ln(logit)).abs() < 1e-5, "{logprobs:?}");
+    }
+    // Of one token nothing is told.
+    assert_eq!(of(&told, 2), answer(2, &[4, 5], Finish::Length));
+    let failed = of(&told, 3).pop().unwrap();
+    assert!(matches!(failed, FromEngine::Failed { .. }), "{failed:?}");
 }

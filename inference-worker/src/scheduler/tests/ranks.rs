@@ -41,6 +41,9 @@ pub(super) fn answer(prompt: &[u32], most: u32, chunk: Option<usize>) -> (Vec<u3
     (tokens.split_off(prompt.len()), false)
 }
 
+/// The row before a token of a prompt: whose, what it says and what stands there.
+pub(super) type PromptRow = (u64, u32, u32);
+
 type Block = [Option<u32>; BLOCK_TOKENS];
 
 /// The ranks of a group, as far as the scheduler can tell.
@@ -50,6 +53,8 @@ pub(super) struct Ranks {
     blocks: [Vec<Block>; 2],
     /// Number of the first block, and the blocks, by slot and group.
     tables: BTreeMap<u32, [(usize, Vec<u32>); 2]>,
+    /// What the last step brought of prompts, what was told before left out.
+    pub(super) prompts: Vec<PromptRow>,
 }
 
 impl Ranks {
@@ -59,6 +64,7 @@ impl Ranks {
             geometry: BlockGeometry::new(limits.chunk),
             blocks: limits.blocks.map(|count| vec![[None; BLOCK_TOKENS]; count]),
             tables: BTreeMap::new(),
+            prompts: Vec::new(),
         }
     }
 
@@ -90,7 +96,12 @@ impl Ranks {
                 }
             }
         }
-        draw(scheduler, &rows)
+        let of_prompts: usize = scheduler.awaited().map(|a| a.prompt.len()).sum();
+        let others = scheduler.awaited().filter(|a| a.prompt.is_empty()).count();
+        assert!(of_prompts == 0 || of_prompts + others <= self.limits.slots as usize);
+        let (drawn, prompts) = draw(scheduler, &rows);
+        self.prompts = prompts;
+        drawn
     }
 
     fn check(&self, segments: &[Segment]) {
@@ -166,17 +177,24 @@ impl Ranks {
     }
 }
 
-/// What each awaited request draws from its rows, as rank 0 does it.
-fn draw(scheduler: &Scheduler, rows: &[u32]) -> Vec<Vec<u32>> {
-    let mut rest = rows;
+/// What each awaited request draws from its rows, as rank 0 does it, and the rows of
+/// prompts.
+fn draw(scheduler: &Scheduler, rows: &[u32]) -> (Vec<Vec<u32>>, Vec<PromptRow>) {
+    let (mut rest, mut prompts) = (rows, Vec::new());
     let drawn = scheduler.awaited().map(|awaited| {
-        let (rows, behind) = rest.split_at(awaited.guesses.len() + 1);
+        let (rows, behind) = rest.split_at(awaited.rows());
         rest = behind;
+        let (before, rows) = rows.split_at(awaited.prompt.len());
+        let fresh = before.iter().zip(awaited.prompt).skip(awaited.told);
+        prompts.extend(fresh.map(|(row, token)| (awaited.id, *row, *token)));
+        if !awaited.draws {
+            return None;
+        }
         let right = rows.iter().zip(awaited.guesses);
         let right = right.take_while(|(row, guess)| row == guess).count();
-        rows[..=right].to_vec()
+        Some(rows[..=right].to_vec())
     });
-    let drawn = drawn.collect();
+    let drawn = drawn.flatten().collect();
     assert!(rest.is_empty(), "rows that nobody awaits");
-    drawn
+    (drawn, prompts)
 }

@@ -6,7 +6,7 @@ use llama_model::blocks::BlockGeometry;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::ranks::{Ranks, STOP, VOCABULARY, answer};
+use super::ranks::{Ranks, STOP, VOCABULARY, answer, next_token};
 use super::{Finish, Limits, Request, Scheduler};
 
 const RUNS: u64 = 200;
@@ -17,6 +17,8 @@ struct Open {
     request: Request,
     expected: (Vec<u32>, bool),
     answer: Vec<u32>,
+    /// Tokens of the prompt before which logits came, the first counted.
+    told: usize,
 }
 
 struct Simulation {
@@ -28,6 +30,7 @@ struct Simulation {
     ids: u64,
     ended: u64,
     speculated: u64,
+    prompt_rows: u64,
 }
 
 impl Simulation {
@@ -60,6 +63,7 @@ impl Simulation {
             ids: 0,
             ended: 0,
             speculated: 0,
+            prompt_rows: 0,
         }
     }
 
@@ -81,6 +85,7 @@ impl Simulation {
             max_answer,
             stop_ids: vec![STOP],
             priority: self.rng.random_range(-1..2),
+            prompt_logits: self.rng.random_bool(0.2),
             salt: ["", "a"][self.rng.random_range(0..2)].to_owned(),
             adapter: None,
             prompt,
@@ -91,6 +96,7 @@ impl Simulation {
                 request,
                 expected,
                 answer: Vec::new(),
+                told: 1,
             };
             self.open.insert(self.ids, open);
         } else {
@@ -120,12 +126,15 @@ impl Simulation {
             .map(|a| a.guesses.len() as u64)
             .sum::<u64>();
         let sampled = self.ranks.step(&self.scheduler, &segments);
+        self.read_prompts();
         for recorded in self.scheduler.record(&sampled) {
             let open = self.open.get_mut(&recorded.id).expect("is open");
             open.answer.extend(recorded.token);
             let so_far = &open.expected.0[..open.answer.len()];
             assert_eq!(open.answer, so_far, "{:?}", open.request);
             assert!((recorded.cached_tokens as usize) < open.request.prompt.len());
+            let is_told = !open.request.prompt_logits || open.told == open.request.prompt.len();
+            assert!(is_told, "an answer begins before its prompt was told");
             let Some(finish) = recorded.finish else {
                 continue;
             };
@@ -135,6 +144,22 @@ impl Simulation {
             self.ended += 1;
         }
         self.check_blocks();
+    }
+
+    /// Every row of a prompt comes once, in order, and is that of the prompt before it.
+    fn read_prompts(&mut self) {
+        for (id, row, token) in std::mem::take(&mut self.ranks.prompts) {
+            let open = self.open.get_mut(&id).expect("is open");
+            let prompt = &open.request.prompt;
+            assert!(open.request.prompt_logits);
+            assert_eq!(prompt[open.told], token);
+            let before = &prompt[..open.told];
+            let chunk = self.limits.chunk;
+            let start = chunk.map_or(before.len(), |chunk| (before.len() - 1) / chunk * chunk);
+            assert_eq!(next_token(before, &before[start..]), row);
+            open.told += 1;
+            self.prompt_rows += 1;
+        }
     }
 
     fn check_blocks(&self) {
@@ -180,6 +205,7 @@ impl Simulation {
 #[test]
 fn a_million_events_leak_nothing_and_change_no_answer() {
     let (mut ended, mut preemptions, mut found, mut speculated) = (0, 0, 0, 0);
+    let mut prompt_rows = 0;
     for seed in 0..RUNS {
         let mut simulation = Simulation::new(seed);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -190,9 +216,11 @@ fn a_million_events_leak_nothing_and_change_no_answer() {
         preemptions += simulation.scheduler.cache_use().preemptions;
         found += simulation.scheduler.cache_use().found_tokens;
         speculated += simulation.speculated;
+        prompt_rows += simulation.prompt_rows;
     }
     // Otherwise this tested less than it says.
-    let seen = format!("{ended} {preemptions} {found} {speculated}");
+    let seen = format!("{ended} {preemptions} {found} {speculated} {prompt_rows}");
+    assert!(prompt_rows > 100_000, "{seen}");
     assert!(ended > 10_000 && preemptions > 1000, "{seen}");
     assert!(found > 100_000 && speculated > 10_000, "{seen}");
 }

@@ -357,3 +357,95 @@ async fn more_than_can_ever_be_computed_is_refused() {
     let reply = api.chat(json!({"model": "other"})).await;
     assert_eq!(reply.status, 404);
 }
+
+/// The prompt's probabilities in two parts, then an answer.
+fn with_prompt(tokenizer: &Tokenizer, submit: &Submit) -> Vec<FromEngine> {
+    let asked = submit.prompt_logprobs.expect("were asked for");
+    let one = |token: &u32| TokenLogprobs {
+        logprob: -0.25,
+        top: vec![(*token, -0.25); asked.min(1) as usize],
+    };
+    let prompt = |logprobs| FromEngine::Prompt {
+        id: submit.id,
+        logprobs,
+    };
+    let all: Vec<_> = submit.tokens[1..].iter().map(one).collect();
+    let (first, second) = all.split_at(all.len() / 2);
+    let parts = [prompt(first.to_vec()), prompt(second.to_vec())];
+    let text = if submit.max_new_tokens == 1 {
+        "a"
+    } else {
+        "a b"
+    };
+    let answer = say(tokenizer, submit, text);
+    parts.into_iter().chain(answer).collect()
+}
+
+#[tokio::test]
+async fn an_echo_tells_the_probabilities_of_the_prompt() {
+    let mut api = Api::start(1, with_prompt).await;
+    let ask = json!({
+        "prompt": "h\u{e9} the", "echo": true, "logprobs": 1, "return_token_ids": true,
+    });
+    let whole = api.completion(ask.clone()).await.json();
+    let choice = &whole["choices"][0];
+    assert_eq!(choice["text"], "h\u{e9} thea b");
+    let prompt = api.next_submit().await.tokens;
+    let answer = api.encode("a b");
+    assert_eq!(choice["prompt_token_ids"], json!(prompt));
+    assert_eq!(choice["token_ids"], json!(answer));
+    let logprobs = &choice["logprobs"];
+    let list = |name: &str| logprobs[name].as_array().expect("a list").clone();
+    let count = prompt.len() + answer.len();
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(list(name).len(), count, "{name}");
+    }
+    let values = list("token_logprobs");
+    let first = (&values[0], &list("top_logprobs")[0]);
+    assert_eq!(first, (&Value::Null, &Value::Null));
+    assert!(values[1..prompt.len()].iter().all(|value| *value == -0.25));
+    assert_eq!(values[prompt.len()], -0.5);
+    let offsets = list("text_offset");
+    assert_eq!(
+        (&offsets[0], &offsets[prompt.len()]),
+        (&json!(0), &json!(6))
+    );
+    assert_eq!(whole["usage"]["completion_tokens"], answer.len());
+
+    let mut streamed = ask;
+    streamed["stream"] = json!(true);
+    let events = api.completion(streamed).await.events();
+    let texts = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["text"].as_str());
+    assert_eq!(texts.collect::<String>(), "h\u{e9} thea b");
+    let told = events.iter().filter_map(|event| {
+        let tokens = &event["choices"][0]["logprobs"]["tokens"];
+        tokens.as_array().map(Vec::len)
+    });
+    assert_eq!(told.sum::<usize>(), count);
+}
+
+fn one_token(tokenizer: &Tokenizer, submit: &Submit) -> Vec<FromEngine> {
+    say(tokenizer, submit, "a")
+}
+
+#[tokio::test]
+async fn a_prompt_alone_can_be_shown() {
+    let mut api = Api::start(1, with_prompt).await;
+    let ask = json!({"echo": true, "max_tokens": 0, "logprobs": 0});
+    let shown = api.completion(ask).await;
+    assert_eq!(contents(&shown, "/text"), ["hi"]);
+    assert_eq!(contents(&shown, "/finish_reason"), ["length"]);
+    let submit = api.next_submit().await;
+    assert_eq!(submit.max_new_tokens, 1);
+    let tokens = &shown.json()["choices"][0]["logprobs"]["tokens"];
+    assert_eq!(tokens.as_array().map(Vec::len), Some(submit.tokens.len()));
+    assert_eq!(shown.json()["usage"]["completion_tokens"], 0);
+    let api = Api::start(1, one_token).await;
+    let shown = api.completion(json!({"echo": true, "max_tokens": 0})).await;
+    assert_eq!(contents(&shown, "/text"), ["hi"]);
+    let embeddings = json!({"model": "m", "input": "a"});
+    let refused = api.post("/v1/embeddings", &embeddings).await;
+    assert_eq!(refused.field(), "model");
+}
