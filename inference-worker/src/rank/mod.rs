@@ -5,6 +5,7 @@ pub mod args;
 mod compute;
 pub mod drawing;
 pub mod engine;
+mod fault;
 pub mod plan;
 pub mod throughput;
 
@@ -162,7 +163,7 @@ impl RankProcess<'_> {
         let compute = Compute::open(self.args.launch.device, self.local)
             .map_err(|failure| failure.at_rank(self.args.rank))?;
         let (link, capacity) = self.connect(&compute, token)?;
-        let mut link = compute.connect(link, &self.board)?;
+        let mut link = fault::wrap(compute.connect(link, &self.board)?);
         self.board.set_phase(self.local, RankPhase::LoadingWeights);
         let mut model = self
             .load(&compute, &checkpoint, capacity)

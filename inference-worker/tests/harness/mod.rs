@@ -28,12 +28,17 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// The model file, and the right to start workers; `None` (with a note) where
 /// there is no model.
 pub(crate) fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
-    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let turn = turn();
     let model = std::env::var_os(MODEL_ENV).map(PathBuf::from);
     if model.is_none() {
         eprintln!("{MODEL_ENV} names no model: nothing was tested");
     }
     model.map(|model| (model, turn))
+}
+
+/// The right to start workers, for tests with a model of their own.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where a pod is: one of the machine's own addresses, or one in a namespace.
@@ -267,6 +272,12 @@ impl Worker {
         kill(state.ranks[local].pid, signal);
     }
 
+    /// Whether the process of a rank is stopped.
+    pub(crate) fn is_stopped(&self, pid: u32) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+        status.is_ok_and(|status| status.contains("State:\tT"))
+    }
+
     /// Waits for the pod's end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let started = Instant::now();
@@ -298,7 +309,7 @@ impl Drop for Worker {
     }
 }
 
-fn kill(pid: u32, signal: Signal) {
+pub(crate) fn kill(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     kill_process(pid, signal).unwrap();
 }
@@ -355,6 +366,20 @@ impl Stream {
         }
         assert!(done, "the stream ended without [DONE]: {last}");
         (text, last)
+    }
+
+    /// Text of the pieces up to the error that ends a failed stream, and the error.
+    pub(crate) fn text_and_error(self) -> (String, Value) {
+        let mut text = String::new();
+        for data in self {
+            let event: Value =
+                serde_json::from_str(&data).unwrap_or_else(|_| panic!("ended with {data}"));
+            if event["error"].is_object() {
+                return (text, event["error"].clone());
+            }
+            text.push_str(event["choices"][0]["text"].as_str().unwrap_or_default());
+        }
+        panic!("the stream ended without an error after {text}");
     }
 
     /// The error that ends a failed stream.

@@ -87,6 +87,11 @@ impl Namespace {
         })
     }
 
+    /// Pulls the cable.
+    pub(crate) fn cut(&self) {
+        self.ip("link set cable down\n");
+    }
+
     fn ip(&self, batch: &str) {
         let mut ip = self
             .command("ip")
