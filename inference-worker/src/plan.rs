@@ -47,6 +47,8 @@ pub enum DtypeArg {
     F16,
     /// Everything in full precision, for comparisons.
     F32,
+    /// Keys and values as 8-bit integers with a scale for every 32 of them.
+    Int8,
 }
 
 impl From<DtypeArg> for KvFormat {
@@ -54,6 +56,7 @@ impl From<DtypeArg> for KvFormat {
         match dtype {
             DtypeArg::F16 => Self::F16,
             DtypeArg::F32 => Self::F32,
+            DtypeArg::Int8 => Self::Int8,
         }
     }
 }

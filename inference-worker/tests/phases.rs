@@ -11,7 +11,7 @@ mod harness;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use harness::{MODEL, Net, Worker, kill, namespaces, turn};
+use harness::{MODEL, Net, Worker, is_stopped, kill, namespaces, turn};
 use llama_contract::{FailureCategory, FailureReport};
 use llama_model::fixture::TinyLlama;
 use rustix::process::Signal;
@@ -164,7 +164,7 @@ fn a_cable_cut_at_any_phase_is_noticed_by_both_ends() {
             let told = scope.spawn(|| meet(&pods[0], &armed, &expected));
             let stopped = (0..10_000).any(|_| {
                 std::thread::sleep(std::time::Duration::from_millis(2));
-                pods[rank].is_stopped(pid)
+                is_stopped(pid)
             });
             assert!(stopped, "no fault at {operation}");
             near.cut();

@@ -10,6 +10,7 @@ use crate::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvCapacity};
 use crate::checkpoint::Checkpoint;
 use crate::config::LlamaConfig;
 use crate::error::ModelError;
+use crate::format::Format;
 use crate::gguf::{Gguf, Value};
 use crate::layout::Layout;
 use crate::shard::Shard;
@@ -42,14 +43,27 @@ pub enum KvFormat {
     F16,
     /// Full precision, for comparisons.
     F32,
+    /// 8-bit integers with a scale for every 32 of them ([`Format::Q8_0`]).
+    Int8,
 }
 
 impl KvFormat {
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
+    /// Bytes of a head's key or value of `head_dim` values, a multiple of
+    /// [`BLOCK`](crate::BLOCK).
+    pub fn row_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => Format::F16.row_bytes(head_dim),
+            Self::F32 => Format::F32.row_bytes(head_dim),
+            Self::Int8 => Format::Q8_0.row_bytes(head_dim),
+        }
+    }
+
+    /// Its name, as in flags.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -393,7 +407,7 @@ fn count(left: u64, each: u64) -> usize {
 /// Bytes of the cache for one token on the rank of `shard`: in the layers that
 /// attend to all tokens, and in those that attend in chunks.
 pub fn kv_bytes_per_token(config: &LlamaConfig, shard: &Shard, kv: KvFormat) -> (u64, u64) {
-    let layer = 2 * shard.kv_heads.len() * config.head_dim * kv.bytes();
+    let layer = 2 * shard.kv_heads.len() * kv.row_bytes(config.head_dim);
     let layers = &config.layers[shard.layers.clone()];
     let chunked = layers.iter().filter(|kind| kind.chunked).count();
     (

@@ -22,7 +22,8 @@ use llama_model::{
     Checkpoint, Layout, Llama, LoadOptions, LocalCollective, Segment, StepModel, Wanted,
 };
 
-const USAGE: &str = "usage: perplexity MODEL.gguf TEXT [--chunks N] [--threads N] [--context N]";
+const USAGE: &str =
+    "usage: perplexity MODEL.gguf TEXT [--chunks N] [--threads N] [--context N] [--int8-cache]";
 /// Tokens of a window, as llama-perplexity has them.
 const CONTEXT: usize = 512;
 
@@ -49,18 +50,25 @@ struct Arguments {
     chunks: usize,
     threads: usize,
     context: usize,
+    /// The form of keys and values.
+    kv: KvFormat,
 }
 
 impl Arguments {
     fn parse() -> Result<Self, Box<dyn Error>> {
         let mut paths = Vec::new();
         let (mut chunks, mut threads, mut context) = (usize::MAX, 1, CONTEXT);
+        let mut kv = KvFormat::F16;
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let number = match word.as_str() {
                 "--chunks" => &mut chunks,
                 "--threads" => &mut threads,
                 "--context" => &mut context,
+                "--int8-cache" => {
+                    kv = KvFormat::Int8;
+                    continue;
+                }
                 _ => {
                     paths.push(PathBuf::from(word));
                     continue;
@@ -81,6 +89,7 @@ impl Arguments {
             chunks,
             threads,
             context,
+            kv,
         })
     }
 }
@@ -95,7 +104,7 @@ fn measure(arguments: &Arguments) -> Result<serde_json::Value, Box<dyn Error>> {
         slots: 1,
         blocks: None,
         max_tokens: arguments.context,
-        kv: KvFormat::F16,
+        kv: arguments.kv,
         verify: false,
         adapters: AdapterRoom::NONE,
     };

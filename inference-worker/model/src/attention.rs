@@ -278,12 +278,18 @@ impl Tile<'_> {
         let head_dim = self.step.head_dim;
         let stride = seen.next_multiple_of(BLOCK_TOKENS);
         let mut scores = vec![0.0; queries.len() / head_dim * stride];
+        let format = match self.cache.format() {
+            KvFormat::F16 | KvFormat::F32 => Format::F32,
+            KvFormat::Int8 => Format::Q8_0,
+        };
+        let x = Activations::new(self.step.isa, format, queries, head_dim);
         for block in 0..seen.div_ceil(BLOCK_TOKENS) {
             let count = BLOCK_TOKENS.min(seen - block * BLOCK_TOKENS);
             let what = (self.step.layer, Half::Keys, self.head);
             let (format, bytes) = match self.cache.read(what, (slot, first + block), count) {
                 Values::F16(keys) => (Format::F16, bytemuck::cast_slice(keys)),
                 Values::F32(keys) => (Format::F32, bytemuck::cast_slice(keys)),
+                Values::Int8(keys) => (Format::Q8_0, keys),
             };
             let rows = Rows {
                 format,
@@ -294,7 +300,6 @@ impl Tile<'_> {
             };
             let out = &mut scores[block * BLOCK_TOKENS..];
             let all = 0..queries.len() / head_dim;
-            let x = Activations::F32(queries);
             kernels::matmul(self.step.isa, &rows, &x, all, (out, stride));
         }
         scores

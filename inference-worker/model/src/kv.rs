@@ -1,5 +1,7 @@
 //! The KV cache of one rank.
 
+use std::ops::Range;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use llama_checkpoint::blocks::{BLOCK_TOKENS, BlockGeometry, KvBlocks, KvGroup};
@@ -7,7 +9,7 @@ use llama_checkpoint::config::LlamaConfig;
 use llama_checkpoint::memory::KvFormat;
 use llama_checkpoint::shard::Shard;
 
-use crate::kernels::Values;
+use crate::kernels::{Format, Values, int8};
 use crate::step::{Segment, StepError};
 use crate::tables::BlockTables;
 
@@ -43,6 +45,7 @@ pub(crate) struct KvCache {
 enum Block {
     F16(Box<[f16]>),
     F32(Box<[f32]>),
+    Int8(Box<[u8]>),
 }
 
 impl Block {
@@ -50,6 +53,10 @@ impl Block {
         match format {
             KvFormat::F16 => Self::F16(vec![f16::ZERO; len].into_boxed_slice()),
             KvFormat::F32 => Self::F32(vec![0.0; len].into_boxed_slice()),
+            KvFormat::Int8 => {
+                let bytes = Format::Q8_0.row_bytes(len);
+                Self::Int8(vec![0; bytes].into_boxed_slice())
+            }
         }
     }
 }
@@ -144,6 +151,7 @@ impl KvCache {
         match &mut self.blocks[group as usize][block] {
             Some(Block::F16(block)) => block[range].convert_from_f32_slice(values),
             Some(Block::F32(block)) => block[range].copy_from_slice(values),
+            Some(Block::Int8(block)) => int8::store(values, &mut block[in_bytes(&range)]),
             // `extend` has taken the memory of every block of a table.
             None => {}
         }
@@ -164,6 +172,7 @@ impl KvCache {
         match &self.blocks[group as usize][block] {
             Some(Block::F16(block)) => Values::F16(&block[range]),
             Some(Block::F32(block)) => Values::F32(&block[range]),
+            Some(Block::Int8(block)) => Values::Int8(&block[in_bytes(&range)]),
             None => Values::F32(&[]),
         }
     }
@@ -178,6 +187,11 @@ impl KvCache {
     fn taken(&self, group: KvGroup) -> usize {
         self.blocks[group as usize].iter().flatten().count()
     }
+}
+
+/// Where values that are kept as integers lie. Heads are whole blocks.
+fn in_bytes(range: &Range<usize>) -> Range<usize> {
+    Format::Q8_0.row_bytes(range.start)..Format::Q8_0.row_bytes(range.end)
 }
 
 #[cfg(test)]
@@ -240,7 +254,7 @@ mod tests {
 
     #[test]
     fn sequences_and_layers_do_not_mix() {
-        for format in [KvFormat::F16, KvFormat::F32] {
+        for format in [KvFormat::F16, KvFormat::F32, KvFormat::Int8] {
             let mut cache = cache(format, 1, 2, 100);
             let mut places = Vec::new();
             for slot in 0..2 {
@@ -264,8 +278,16 @@ mod tests {
                 let found = match cache.read(what, block, BLOCK_TOKENS) {
                     Values::F16(values) => values[at..at + 64].to_f32_vec(),
                     Values::F32(values) => values[at..at + 64].to_vec(),
+                    Values::Int8(bytes) => {
+                        let row = &bytes[in_bytes(&(at..at + 64))];
+                        let mut values = vec![0.0; 64];
+                        crate::kernels::unpack(Format::Q8_0, row, None, &mut values);
+                        values
+                    }
                 };
-                assert_eq!(found, [number as f32; 64]);
+                for value in found {
+                    assert!((value - number as f32).abs() < 1e-3 * number as f32 + 1e-9);
+                }
             }
         }
     }

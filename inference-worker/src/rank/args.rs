@@ -2,13 +2,35 @@
 
 use std::net::IpAddr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use llama_contract::LaunchArgs;
 use llama_model::Layout;
 use llama_model::blocks::KvCapacity;
+use llama_model::memory::KvFormat;
 
 use crate::adapters::AdapterArgs;
 use crate::comm::placement::Placement;
+
+/// Precision of cached keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CacheDtype {
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8-bit integers with a scale for every 32 of them: room for nearly twice the
+    /// tokens. On CPU cores only.
+    Int8,
+}
+
+impl CacheDtype {
+    /// The form in the cache.
+    pub fn format(self) -> KvFormat {
+        match self {
+            Self::F16 => KvFormat::F16,
+            Self::Int8 => KvFormat::Int8,
+        }
+    }
+}
 
 /// Flags of one rank. The supervisor has checked everything in `launch` and
 /// filled `max_tokens` and `threads_per_rank`.
@@ -47,6 +69,9 @@ pub struct RankArgs {
     /// Tokens that are guessed ahead of an answer at most.
     #[arg(long)]
     pub speculative_tokens: u32,
+    /// Precision of cached keys and values.
+    #[arg(long, value_enum)]
+    pub kv_cache_dtype: CacheDtype,
     /// Room for adapters.
     #[command(flatten)]
     pub adapters: AdapterArgs,
@@ -85,6 +110,10 @@ impl RankArgs {
             format!("--node={}", self.node),
             format!("--ip={}", self.ip),
         ]);
+        args.push(format!(
+            "--kv-cache-dtype={}",
+            self.kv_cache_dtype.format().as_str()
+        ));
         args.extend(self.adapters.to_args());
         if self.own_cores {
             args.push("--own-cores".to_owned());
@@ -165,6 +194,7 @@ mod tests {
             "--node=n",
             "--ip=::1",
             "--own-cores",
+            "--kv-cache-dtype=int8",
             "--max-loras=3",
             "--max-lora-rank=64",
         ];

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use llama_contract::{FailureCategory, RENDEZVOUS_PORT, RankPhase};
 use llama_model::blocks::KvCapacity;
 use llama_model::checkpoint::LoadFormat;
-use llama_model::memory::KvFormat;
 use llama_model::text::ModelText;
 use llama_model::{Checkpoint, LoadOptions, ModelError, StepModel};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
@@ -47,8 +46,6 @@ pub const STEP_TOKENS: u32 = 256;
 const INBOX: usize = 1024;
 /// How long the front may take no token before rank 0 gives up.
 const FRONT_LIMIT: Duration = Duration::from_secs(10);
-/// Type of cached keys and values, on which ranks must agree.
-const KV_TYPE: &str = "f16";
 
 /// A rank that ended before it was told to.
 #[derive(Debug, thiserror::Error)]
@@ -259,7 +256,7 @@ impl RankProcess<'_> {
                 digest: self.args.digest.clone(),
                 max_tokens: launch.max_tokens.unwrap_or(0),
                 compute: compute.name().to_owned(),
-                kv: KV_TYPE.to_owned(),
+                kv: self.args.kv_cache_dtype.format().as_str().to_owned(),
                 adapters: self.args.adapters,
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
@@ -301,7 +298,7 @@ impl RankProcess<'_> {
             slots: capacity.slots as usize,
             blocks: Some(capacity.by_group()),
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,
-            kv: KvFormat::F16,
+            kv: self.args.kv_cache_dtype.format(),
             verify: self.args.verify_digests,
             adapters: self.args.adapters.room(),
         };

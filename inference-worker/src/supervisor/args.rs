@@ -9,6 +9,7 @@ use llama_contract::{
 };
 
 use crate::adapters::{AdapterArgs, AdapterModule};
+use crate::rank::args::CacheDtype;
 
 /// Flags of a pod's supervisor. The operator sets what is in `launch`; the rest
 /// has defaults that fit a pod.
@@ -38,6 +39,9 @@ pub struct ServeArgs {
     /// beside them.
     #[arg(long)]
     pub verify_digests: bool,
+    /// Precision of cached keys and values.
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: CacheDtype,
     /// Room for adapters.
     #[command(flatten)]
     pub adapters: AdapterArgs,

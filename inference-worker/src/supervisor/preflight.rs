@@ -5,7 +5,7 @@ use llama_contract::{FailureCategory, LaunchArgs};
 use llama_model::advice::Limit;
 use llama_model::blocks::KvCapacity;
 use llama_model::checkpoint::LoadFormat;
-use llama_model::memory::{KvFormat, Target};
+use llama_model::memory::Target;
 use llama_model::text::{ChatTemplate, ModelText, Tokenizer};
 use llama_model::{Checkpoint, Layout, LlamaConfig, MemoryPlan, MemoryRequest};
 
@@ -15,6 +15,7 @@ use crate::cgroup::{Cgroup, usable_cores};
 use crate::digest::digest;
 use crate::failure::{Failure, of_model};
 use crate::rank::STEP_TOKENS;
+use crate::rank::args::CacheDtype;
 
 /// A pod whose input is in order.
 #[derive(Debug)]
@@ -47,6 +48,11 @@ pub(super) fn prepare(
     let mut launch = args.launch.clone();
     let ranks_here = check_flags(&launch, has_token)?;
     let device_memory = devices::memory(&launch, ranks_here)?;
+    if device_memory.is_some() && args.kv_cache_dtype == CacheDtype::Int8 {
+        return Err(configuration(
+            "--kv-cache-dtype=int8 is computed on CPU cores only, not with --device=cuda",
+        ));
+    }
     let checkpoint =
         Checkpoint::open(&launch.model, LoadFormat::Auto).map_err(|error| of_model(&error))?;
     for warning in checkpoint.warnings() {
@@ -75,7 +81,7 @@ pub(super) fn prepare(
             },
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
-            kv: KvFormat::F16,
+            kv: args.kv_cache_dtype.format(),
             adapters: args.adapters.room(),
         },
     )

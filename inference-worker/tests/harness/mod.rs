@@ -272,12 +272,6 @@ impl Worker {
         kill(state.ranks[local].pid, signal);
     }
 
-    /// Whether the process of a rank is stopped.
-    pub(crate) fn is_stopped(&self, pid: u32) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
-        status.is_ok_and(|status| status.contains("State:\tT"))
-    }
-
     /// Waits for the pod's end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let started = Instant::now();
@@ -307,6 +301,12 @@ impl Drop for Worker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether a process is stopped.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| status.contains("State:\tT"))
 }
 
 pub(crate) fn kill(pid: u32, signal: Signal) {

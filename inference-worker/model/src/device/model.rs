@@ -129,6 +129,11 @@ impl DeviceLlama {
         let kept = match options.kv {
             KvFormat::F16 => DType::F16,
             KvFormat::F32 => DType::F32,
+            KvFormat::Int8 => {
+                return Err(ModelError::Unsupported(
+                    "keys and values in 8 bits are computed on CPU cores only".to_owned(),
+                ));
+            }
         };
         Ok(Self {
             operations: TensorOperations::new(device, rope.steps().to_vec()),

@@ -11,14 +11,14 @@ use std::arch::x86_64::{
     _mm256_loadu_si256, _mm256_setzero_si256, _mm512_add_ps, _mm512_and_si512,
     _mm512_castps128_ps512, _mm512_castps512_ps128, _mm512_castsi128_si512, _mm512_castsi256_si512,
     _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmpeq_epi16_mask, _mm512_cvtepi8_epi16,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_inserti64x4,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_set1_epi16, _mm512_maskz_permutexvar_ps,
-    _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set_epi32, _mm512_set_epi64, _mm512_set1_epi8,
-    _mm512_set1_epi16, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps, _mm512_slli_epi16,
-    _mm512_slli_epi32, _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_sub_epi8, _mm512_sub_epi32,
-    _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_si512,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_inserti32x4,
+    _mm512_inserti64x4, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_set1_epi16,
+    _mm512_maskz_permutexvar_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set_epi32,
+    _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_shuffle_i32x4, _mm512_shuffle_ps,
+    _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srlv_epi64, _mm512_storeu_ps, _mm512_sub_epi8,
+    _mm512_sub_epi32, _mm512_unpackhi_ps, _mm512_unpacklo_ps, _mm512_xor_si512,
 };
 
 use half::f16;
@@ -49,6 +49,12 @@ impl Simd for Avx512 {
     unsafe fn load_halves(from: *const f16) -> __m512 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_cvtph_ps(words_16(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const i8) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
     }
 
     #[inline(always)]

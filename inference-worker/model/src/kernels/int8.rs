@@ -1,7 +1,12 @@
 //! Activations for quantised weights: each block of 32 becomes 32 signed bytes and
 //! a scale, so that a block's products are summed as integers, exactly.
 
-use super::{BLOCK, LANES};
+use half::f16;
+
+use super::{BLOCK, Format, LANES};
+
+/// 8-bit integers go this far on both sides of zero.
+const MOST: f32 = 127.0;
 
 /// Activation rows in int8.
 #[derive(Clone, Debug)]
@@ -47,6 +52,32 @@ impl Int8Rows {
     /// Number of rows.
     pub(super) fn count(&self) -> usize {
         (self.scales.len() - PADDING) / self.blocks
+    }
+}
+
+/// Writes `values`, a multiple of [`BLOCK`], as blocks of `Q8_0`.
+pub(crate) fn store(values: &[f32], out: &mut [u8]) {
+    let blocks = out.chunks_exact_mut(Format::Q8_0.block_bytes());
+    for (values, block) in values.chunks_exact(BLOCK).zip(blocks) {
+        let largest = values
+            .iter()
+            .fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        store_block(values, f16::from_f32(largest / MOST), block);
+    }
+}
+
+/// Writes [`BLOCK`] values as a block of `Q8_0` with this scale.
+#[expect(clippy::cast_possible_truncation, reason = "rounded and in range")]
+pub(crate) fn store_block(values: &[f32], scale: f16, block: &mut [u8]) {
+    let inverse = match scale.to_f32() {
+        0.0 => 0.0,
+        scale => 1.0 / scale,
+    };
+    let (head, bytes) = block.split_at_mut(size_of::<f16>());
+    head.copy_from_slice(&scale.to_le_bytes());
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        let rounded = (value * inverse).round().clamp(-MOST, MOST);
+        *byte = (rounded as i8).to_le_bytes()[0];
     }
 }
 

@@ -21,7 +21,9 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod int8;
+#[cfg(target_arch = "x86_64")]
+mod cached;
+pub(crate) mod int8;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -73,6 +75,8 @@ pub enum Values<'a> {
     F16(&'a [f16]),
     /// 32-bit floats.
     F32(&'a [f32]),
+    /// Blocks of [`Format::Q8_0`].
+    Int8(&'a [u8]),
 }
 
 impl<'a> From<&'a [f16]> for Values<'a> {

@@ -171,6 +171,14 @@ pub(super) fn weighted_sum<const M: usize>(
     match values {
         Values::F16(values) => add_weighted(weights, values, f16::to_f32, out),
         Values::F32(values) => add_weighted(weights, values, |value| value, out),
+        Values::Int8(bytes) => {
+            let block = Format::Q8_0.block_bytes();
+            let mut values = vec![0.0; bytes.len() / block * BLOCK];
+            for (bytes, values) in bytes.chunks(block).zip(values.chunks_mut(BLOCK)) {
+                unpack_block(Format::Q8_0, bytes, values);
+            }
+            add_weighted(weights, &values, |value| value, out);
+        }
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) trait Simd: Copy {
     /// `from` points to [`LANES`] values.
     unsafe fn load_halves(from: *const f16) -> Self::V;
     /// # Safety
+    /// `from` points to [`LANES`] bytes.
+    unsafe fn load_bytes(from: *const i8) -> Self::V;
+    /// # Safety
     /// `to` has room for [`LANES`] values.
     unsafe fn store(to: *mut f32, value: Self::V);
     /// Asks for the cache line at `at`, which may lie anywhere. Tiles are short, so

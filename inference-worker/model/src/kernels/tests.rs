@@ -354,6 +354,13 @@ proptest! {
         let width = blocks * BLOCK;
         let halves: Vec<f16> = noise(seed, count * width).into_iter().map(f16::from_f32).collect();
         let floats: Vec<f32> = halves.iter().map(|half| half.to_f32()).collect();
+        let mut integers = vec![0; Format::Q8_0.row_bytes(count * width)];
+        int8::store(&floats, &mut integers);
+        let mut same_integers = vec![0.0; floats.len()];
+        unpack(Format::Q8_0, &integers, None, &mut same_integers);
+        for (found, value) in same_integers.iter().zip(&floats) {
+            prop_assert!((found - value).abs() < 1.0 / 127.0);
+        }
         let weights = noise(seed ^ 9, 3 * count);
         let row = |m: usize| &weights[m * count..][..count];
         let start = noise(seed ^ 5, 3 * width);
@@ -364,6 +371,12 @@ proptest! {
             let mut of_halves = start.clone();
             weighted_sum(isa, [row(0), row(1), row(2)], halves.as_slice().into(), &mut of_halves);
             prop_assert_eq!(&of_halves, &out, "{}", isa.name());
+            let mut of_integers = start.clone();
+            let all = [row(0), row(1), row(2)];
+            weighted_sum(isa, all, Values::Int8(&integers), &mut of_integers);
+            let mut widened = start.clone();
+            weighted_sum(isa, all, same_integers.as_slice().into(), &mut widened);
+            prop_assert_eq!(&of_integers, &widened, "{}", isa.name());
             for m in 0..3 {
                 for i in 0..width {
                     let column: Vec<f32> = floats.chunks(width).map(|row| row[i]).collect();

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::avx2::{self, Avx2};
 use super::avx512::{self, Avx512};
+use super::cached;
 use super::int8::Int8Rows;
 use super::{Activations, Format, Isa, Level, Rows, Values, scalar, simd, vector};
 
@@ -118,6 +119,7 @@ pub(crate) fn weighted_sum<const M: usize>(
     let count = match values {
         Values::F16(values) => values.len() / width,
         Values::F32(values) => values.len() / width,
+        Values::Int8(values) => values.len() / Format::Q8_0.row_bytes(width),
     };
     assert!(
         weights.iter().all(|weights| weights.len() >= count),
@@ -131,6 +133,8 @@ pub(crate) fn weighted_sum<const M: usize>(
             (Level::Avx2, Values::F32(values)) => weighted_sum_avx2(weights, values, out),
             (Level::Avx512, Values::F16(values)) => weighted_sum_avx512(weights, values, out),
             (Level::Avx512, Values::F32(values)) => weighted_sum_avx512(weights, values, out),
+            (Level::Avx2, Values::Int8(values)) => weighted_int8_avx2(weights, values, out),
+            (Level::Avx512, Values::Int8(values)) => weighted_int8_avx512(weights, values, out),
         }
     }
 }
@@ -170,7 +174,7 @@ pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
 
 /// The functions of one instruction set.
 macro_rules! build_for {
-    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $silu_mul:ident, $gelu:ident, $softmax:ident) => {
+    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $weighted_int8:ident, $silu_mul:ident, $gelu:ident, $softmax:ident) => {
         /// One function a format: together they would be too much for the
         /// register allocator.
         #[target_feature(enable = $features)]
@@ -213,6 +217,12 @@ macro_rules! build_for {
         }
 
         #[target_feature(enable = $features)]
+        fn $weighted_int8<const M: usize>(weights: [&[f32]; M], values: &[u8], out: &mut [f32]) {
+            // SAFETY: as above.
+            unsafe { cached::weighted_sum_int8::<$simd, M>(weights, values, out) }
+        }
+
+        #[target_feature(enable = $features)]
         fn $silu_mul(gate: &mut [f32], up: &[f32]) {
             vector::silu_mul(gate, up);
         }
@@ -236,6 +246,7 @@ build_for!(
     int8_avx2,
     quantize_avx2,
     weighted_sum_avx2,
+    weighted_int8_avx2,
     silu_mul_avx2,
     gelu_avx2,
     softmax_avx2
@@ -247,6 +258,7 @@ build_for!(
     int8_avx512,
     quantize_avx512,
     weighted_sum_avx512,
+    weighted_int8_avx512,
     silu_mul_avx512,
     gelu_avx512,
     softmax_avx512

@@ -124,7 +124,6 @@ fn dtype_of(kind: GgmlType) -> Option<GgmlDType> {
 }
 
 /// `values` as `Q8_0` blocks.
-#[expect(clippy::cast_possible_truncation, reason = "rounded and in range")]
 fn quantize(name: &str, values: &[f32], out: &mut [u8]) -> Result<(), ModelError> {
     let blocks = out.chunks_exact_mut(Format::Q8_0.block_bytes());
     for (values, block) in values.chunks_exact(BLOCK).zip(blocks) {
@@ -137,15 +136,7 @@ fn quantize(name: &str, values: &[f32], out: &mut [u8]) -> Result<(), ModelError
             }
         });
         let scale = half_scale(name, largest / INT8_MAX)?;
-        let inverse = match f16::from_le_bytes(scale).to_f32() {
-            0.0 => 0.0,
-            scale => 1.0 / scale,
-        };
-        block[..HALF].copy_from_slice(&scale);
-        for (byte, value) in block[HALF..].iter_mut().zip(values) {
-            let rounded = (value * inverse).round().clamp(-INT8_MAX, INT8_MAX);
-            *byte = (rounded as i8).to_le_bytes()[0];
-        }
+        kernels::int8::store_block(values, f16::from_le_bytes(scale), block);
     }
     Ok(())
 }
