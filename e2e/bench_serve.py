@@ -6,8 +6,8 @@ Usage: bench_serve.py WORKER MODEL TRACE LLAMA_SERVER MISTRALRS_PYTHON
 LLAMA_SERVER is that program, MISTRALRS_PYTHON a Python with mistral.rs installed; ""
 leaves a peer out. Servers are started
 anew for each run, so that none knows the prompts of the run before, and one at a time.
-Environment: CONTEXT (tokens, 512), THREADS ("1 2"), SWEEP (open requests, "1 8 16"),
-PER_OPEN (requests a place, 2), SECONDS (a run ends unanswered after so many, 120).
+Environment: CONTEXT (tokens, 1024), THREADS ("1 2"), SWEEP (open requests, "1 8 16"),
+PER_OPEN (requests a place, 2), RUN_SECONDS (a run ends unanswered after so many, 120).
 """
 
 import json
@@ -21,13 +21,13 @@ import time
 import urllib.error
 import urllib.request
 
-CONTEXT = int(os.environ.get("CONTEXT", "512"))
+CONTEXT = int(os.environ.get("CONTEXT", "1024"))
 THREADS = [int(number) for number in os.environ.get("THREADS", "1 2").split()]
 SWEEP = [int(number) for number in os.environ.get("SWEEP", "1 8 16").split()]
 PER_OPEN = int(os.environ.get("PER_OPEN", "2"))
 # Fewer say little of a percentile.
 LEAST_REQUESTS = 4
-SECONDS = int(os.environ.get("SECONDS", "120"))
+SECONDS = int(os.environ.get("RUN_SECONDS", "120"))
 START_SECONDS = 60
 
 

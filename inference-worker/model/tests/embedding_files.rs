@@ -45,10 +45,13 @@ fn a_tiny_model_makes_vectors_of_length_one() {
     assert_eq!(ids, [2, 8, 11, 9, 10, 6, 7, 1, 3]);
     assert_eq!(tokenizer.token_text(7), "##c");
     let embedder = Embedder::load(&checkpoint, 2).expect("loads");
-    let vector = embedder.embed(&ids).expect("computes");
+    let vector = embedder.embed(&[ids]).expect("computes").remove(0);
     let length: f32 = vector.iter().map(|value| value * value).sum();
     assert!((length - 1.0).abs() < 1e-5, "{length}");
-    // Of one of its files as well.
+    // Of one of its files as well, but not of whatever lies beside them.
+    let gguf = folder.path().join("other.gguf");
+    std::fs::write(&gguf, "GGUF").expect("writes");
+    assert!(EmbeddingCheckpoint::open(&gguf).expect("looks").is_none());
     let file = folder.path().join("model.safetensors");
     assert!(EmbeddingCheckpoint::open(&file).expect("opens").is_some());
 }
@@ -59,7 +62,7 @@ fn pooling_and_length_are_as_the_files_say() {
     let embed = |tokens: &[u32]| {
         let checkpoint = EmbeddingCheckpoint::open(folder.path()).expect("opens");
         let embedder = Embedder::load(&checkpoint.expect("is one"), 1).expect("loads");
-        embedder.embed(tokens).expect("computes")
+        embedder.embed(&[tokens]).expect("computes").remove(0)
     };
     let mean = embed(&[2, 5, 3]);
     set(
