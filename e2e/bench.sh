@@ -131,7 +131,7 @@ serve() { # model trace
     peer=$(mistralrs)
     cargo build --quiet --release --locked -p llama-worker
     # This script means other things by these names.
-    THREADS=${SERVE_THREADS:-1 2} CONTEXT=${SERVE_CONTEXT:-1024} python3 e2e/bench_serve.py "$TARGET/release/llama-worker" "$1" "$2" \
+    THREADS=${SERVE_THREADS:-1 2} CONTEXT=${SERVE_CONTEXT:-512} python3 e2e/bench_serve.py "$TARGET/release/llama-worker" "$1" "$2" \
         "$folder/llama-server" "$peer"
 }
 
