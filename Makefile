@@ -82,7 +82,7 @@ bench-prefix: $(MODEL) ## TRACE=FILE answered with prefix caching and without (R
 bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=2048), as JSON
 	@e2e/bench.sh memory $(MODEL) $(or $(TOKENS),2048)
 
-bench-serve: $(MODEL) ## TRACE=FILE answered by this worker, llama.cpp and mistral.rs (THREADS="1 2"), as JSON
+bench-serve: $(MODEL) ## TRACE=FILE answered by this worker, llama.cpp and mistral.rs (SERVE_THREADS="1 2"), as JSON
 	@e2e/toolchain.sh bench
 	@e2e/bench.sh serve $(MODEL) $(or $(TRACE),"")
 

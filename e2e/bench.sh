@@ -130,8 +130,8 @@ serve() { # model trace
     folder=$(e2e/llama-cpp.sh)
     peer=$(mistralrs)
     cargo build --quiet --release --locked -p llama-worker
-    # Without it the lists below are this script's, not the caller's.
-    THREADS=${SERVE_THREADS:-1 2} python3 e2e/bench_serve.py "$TARGET/release/llama-worker" "$1" "$2" \
+    # This script means other things by these names.
+    THREADS=${SERVE_THREADS:-1 2} CONTEXT=${SERVE_CONTEXT:-512} python3 e2e/bench_serve.py "$TARGET/release/llama-worker" "$1" "$2" \
         "$folder/llama-server" "$peer"
 }
 

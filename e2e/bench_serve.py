@@ -3,11 +3,12 @@ each the same requests of a trace, and prints what came of it as JSON.
 
 Usage: bench_serve.py WORKER MODEL TRACE LLAMA_SERVER MISTRALRS_PYTHON
 
-LLAMA_SERVER is that program, MISTRALRS_PYTHON a Python with mistral.rs installed; ""
-leaves a peer out. Servers are started
-anew for each run, so that none knows the prompts of the run before, and one at a time.
+LLAMA_SERVER is that program, MISTRALRS_PYTHON a Python with mistral.rs in it; "" leaves
+a peer out. Servers are started anew for each run, so that none knows the prompts of the
+run before, and one at a time.
 Environment: CONTEXT (tokens, 512), THREADS ("1 2"), SWEEP (open requests, "1 8 16"),
-PER_OPEN (requests a place, 2), SECONDS (a run ends unanswered after so many, 120).
+PER_OPEN (requests a place, 2), RUN_SECONDS (a run ends unanswered after so many, 60),
+ALL_SECONDS (runs that have not begun then are left out, 400).
 """
 
 import json
@@ -27,7 +28,8 @@ SWEEP = [int(number) for number in os.environ.get("SWEEP", "1 8 16").split()]
 PER_OPEN = int(os.environ.get("PER_OPEN", "2"))
 # Fewer say little of a percentile.
 LEAST_REQUESTS = 4
-SECONDS = int(os.environ.get("SECONDS", "120"))
+SECONDS = int(os.environ.get("RUN_SECONDS", "60"))
+ALL_SECONDS = int(os.environ.get("ALL_SECONDS", "400"))
 START_SECONDS = 60
 
 
@@ -153,7 +155,13 @@ def ratio(own, other):
     }
 
 
+def stop(*_):
+    sys.exit("bench: ended from outside")
+
+
 def main():
+    # So that no server outlives an end from outside.
+    signal.signal(signal.SIGTERM, stop)
     worker, model, trace, llama_server, mistralrs_python = sys.argv[1:]
     servers = {"ours": (ours, worker)}
     report = {"model": os.path.basename(model), "trace": os.path.basename(trace), "context": CONTEXT}
@@ -164,11 +172,15 @@ def main():
         servers["mistral_rs"] = (mistral_rs, mistralrs_python)
     missing = {"llama_cpp": llama_server, "mistral_rs": mistralrs_python}
     broken = {name: "it is not installed" for name, program in missing.items() if not program}
+    left_out, begun = [], time.monotonic()
     for threads in THREADS:
         for concurrency in SWEEP:
             took = {"threads": threads, "concurrency": concurrency}
             for name, (command, program) in servers.items():
                 if name in broken:
+                    continue
+                if time.monotonic() - begun > ALL_SECONDS:
+                    left_out.append({"server": name, "threads": threads, "concurrency": concurrency})
                     continue
                 say(f"{name}, {threads} threads, {concurrency} open")
                 port = free_port()
@@ -177,10 +189,13 @@ def main():
                 failed = took[name].get("failed")
                 if isinstance(failed, str) and ("ended with" in failed or "not ready" in failed):
                     broken[name] = failed
+            if "ours" not in took:
+                continue
             peers = [name for name in took if name in servers and name != "ours"]
             took["ratio_to"] = {name: ratio(took["ours"], took[name]) for name in peers}
             report["runs"].append(took)
     report["cannot_serve"] = broken
+    report["left_out"] = left_out
     report["load_average_after"] = os.getloadavg()
     print(json.dumps(report, indent=1))
 

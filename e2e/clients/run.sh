@@ -73,7 +73,7 @@ run() { # NAME COMMAND…
     local name=$1 begun=$SECONDS
     shift
     timeout "$CLIENT_SECONDS" "$@" >"$work/out" 2>"$work/err" ||
-        fail "$name: $(tail -5 "$work/err" "$work/out")"
+        fail "$name: $(cat "$work/err" "$work/out" | tail -n 12)"
     say "$name ok ($((SECONDS - begun)) s)"
 }
 

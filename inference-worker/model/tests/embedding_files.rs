@@ -45,10 +45,13 @@ fn a_tiny_model_makes_vectors_of_length_one() {
     assert_eq!(ids, [2, 8, 11, 9, 10, 6, 7, 1, 3]);
     assert_eq!(tokenizer.token_text(7), "##c");
     let embedder = Embedder::load(&checkpoint, 2).expect("loads");
-    let vector = embedder.embed(&ids).expect("computes");
+    let vector = embedder.embed(&[ids]).expect("computes").remove(0);
     let length: f32 = vector.iter().map(|value| value * value).sum();
     assert!((length - 1.0).abs() < 1e-5, "{length}");
-    // Of one of its files as well.
+    // Of one of its files as well, but not of whatever lies beside them.
+    let gguf = folder.path().join("other.gguf");
+    std::fs::write(&gguf, "GGUF").expect("writes");
+    assert!(EmbeddingCheckpoint::open(&gguf).expect("looks").is_none());
     let file = folder.path().join("model.safetensors");
     assert!(EmbeddingCheckpoint::open(&file).expect("opens").is_some());
 }
@@ -59,7 +62,7 @@ fn pooling_and_length_are_as_the_files_say() {
     let embed = |tokens: &[u32]| {
         let checkpoint = EmbeddingCheckpoint::open(folder.path()).expect("opens");
         let embedder = Embedder::load(&checkpoint.expect("is one"), 1).expect("loads");
-        embedder.embed(tokens).expect("computes")
+        embedder.embed(&[tokens]).expect("computes").remove(0)
     };
     let mean = embed(&[2, 5, 3]);
     set(
@@ -97,218 +100,164 @@ fn other_models_are_not_taken_for_one() {
             .expect("looks")
             .is_none()
     );
-    std::fs::write(folder.path().join("config.json"), "{").expect("writes");
-    assert!(
-        EmbeddingCheckpoint::open(folder.path())
-            .expect("looks")
-            .is_none()
-    );
-    set(tiny().path(), "config.json", "/model_type", &json!("llama"));
+    for config in ["{", "[]", "{\"model_type\": \"llama\"}"] {
+        std::fs::write(folder.path().join("config.json"), config).expect("writes");
+        let found = EmbeddingCheckpoint::open(folder.path()).expect("looks");
+        assert!(found.is_none(), "{config}");
+    }
+}
+
+/// A model that is refused once a field of one of its files has another value, and a
+/// word of the message.
+type Case = (&'static str, Value, &'static str);
+
+/// Opens the tiny model, or its tokenizer, with each change.
+fn check_refused(category: ModelErrorCategory, cases: &[Case]) {
+    for (field, value, word) in cases {
+        let (file, pointer) = field.split_once(' ').expect("a file and a field");
+        let folder = tiny();
+        set(folder.path(), file, pointer, value);
+        let error = if file == "tokenizer.json" {
+            EmbeddingTokenizer::open(folder.path(), 12).map(drop)
+        } else {
+            EmbeddingCheckpoint::open(folder.path()).map(drop)
+        };
+        let error = error.expect_err(field);
+        assert_eq!(error.category(), category, "{error}");
+        assert!(error.to_string().contains(word), "{word} not in: {error}");
+    }
 }
 
 #[test]
 fn what_would_change_the_vectors_is_refused_by_name() {
-    use ModelErrorCategory::{ModelInvalid, ModelNotFound, ModelUnsupported};
-    for (file, pointer, value, category, word) in [
-        (
-            "config.json",
-            "/architectures",
-            json!(["BertForMaskedLM"]),
-            ModelUnsupported,
-            "BertForMaskedLM",
-        ),
-        (
-            "config.json",
-            "/hidden_act",
-            json!("relu"),
-            ModelUnsupported,
-            "hidden_act",
-        ),
-        (
-            "config.json",
-            "/position_embedding_type",
-            json!("relative_key"),
-            ModelUnsupported,
-            "position_embedding_type",
-        ),
-        (
-            "config.json",
-            "/hidden_size",
-            json!(128),
-            ModelInvalid,
-            "hidden_size is 128",
-        ),
-        (
-            "config.json",
-            "/num_attention_heads",
-            json!(4),
-            ModelUnsupported,
-            "multiples of 32",
-        ),
-        (
-            "config.json",
-            "/num_attention_heads",
-            json!(3),
-            ModelUnsupported,
-            "3 heads",
-        ),
-        (
-            "config.json",
-            "/max_position_embeddings",
-            json!(9000),
-            ModelUnsupported,
-            "9000",
-        ),
-        (
-            "config.json",
-            "/num_hidden_layers",
-            json!(3),
-            ModelInvalid,
-            "encoder.layer.2",
-        ),
-        (
-            "config.json",
-            "/num_hidden_layers",
-            json!(1),
-            ModelUnsupported,
-            "belong to no part",
-        ),
-        (
-            "config.json",
-            "/layer_norm_eps",
-            json!(0),
-            ModelInvalid,
-            "layer_norm_eps",
-        ),
-        (
-            "config.json",
-            "/is_decoder",
-            json!(true),
-            ModelUnsupported,
-            "is_decoder",
-        ),
-        (
-            "config.json",
-            "/vocab_size",
-            json!(13),
-            ModelInvalid,
-            "word_embeddings",
-        ),
-        (
-            "modules.json",
-            "/2/type",
-            json!("x.Dense"),
-            ModelUnsupported,
-            "Dense",
-        ),
-        (
-            "modules.json",
-            "/1/path",
-            json!("../1_Pooling"),
-            ModelInvalid,
-            "../1_Pooling",
-        ),
-        (
-            "modules.json",
-            "/1/path",
-            json!("none"),
-            ModelUnsupported,
-            "Pooling",
-        ),
-        (
-            "1_Pooling/config.json",
-            "/pooling_mode_max_tokens",
-            json!(true),
-            ModelUnsupported,
-            "pooling_mode_max_tokens",
-        ),
-        (
-            "1_Pooling/config.json",
-            "/pooling_mode_cls_token",
-            json!(true),
-            ModelUnsupported,
-            "pooling_mode_cls_token",
-        ),
-        (
-            "1_Pooling/config.json",
-            "/word_embedding_dimension",
-            json!(32),
-            ModelInvalid,
-            "32",
-        ),
-        (
-            "sentence_bert_config.json",
-            "/max_seq_length",
-            json!(17),
-            ModelInvalid,
-            "17",
-        ),
-        (
-            "sentence_bert_config.json",
-            "/do_lower_case",
-            json!(true),
-            ModelUnsupported,
-            "do_lower_case",
-        ),
-        (
-            "config_sentence_transformers.json",
-            "/default_prompt_name",
-            json!("query"),
-            ModelUnsupported,
-            "default_prompt_name",
-        ),
+    let masked = json!(["BertForMaskedLM"]);
+    let relative = json!("relative_key");
+    let max = "pooling_mode_max_tokens";
+    let first = "pooling_mode_cls_token";
+    check_refused(
+        ModelErrorCategory::ModelUnsupported,
+        &[
+            ("config.json /architectures", masked, "BertForMaskedLM"),
+            ("config.json /hidden_act", json!("relu"), "hidden_act"),
+            (
+                "config.json /position_embedding_type",
+                relative,
+                "\"absolute\"",
+            ),
+            (
+                "config.json /num_attention_heads",
+                json!(4),
+                "multiples of 32",
+            ),
+            ("config.json /num_attention_heads", json!(3), "3 heads"),
+            ("config.json /max_position_embeddings", json!(9000), "9000"),
+            (
+                "config.json /num_hidden_layers",
+                json!(1),
+                "belong to no part",
+            ),
+            ("config.json /is_decoder", json!(true), "is_decoder"),
+            ("modules.json /2/type", json!("x.Dense"), "Dense"),
+            ("modules.json /1/path", json!("none"), "Pooling"),
+            (
+                "1_Pooling/config.json /pooling_mode_max_tokens",
+                json!(true),
+                max,
+            ),
+            (
+                "1_Pooling/config.json /pooling_mode_cls_token",
+                json!(true),
+                first,
+            ),
+            (
+                "sentence_bert_config.json /do_lower_case",
+                json!(true),
+                "do_lower_case",
+            ),
+            (
+                "config_sentence_transformers.json /default_prompt_name",
+                json!("query"),
+                "default_prompt_name",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn impossible_and_missing_files_are_refused_by_name() {
+    check_refused(
+        ModelErrorCategory::ModelInvalid,
+        &[
+            ("config.json /hidden_size", json!(128), "hidden_size is 128"),
+            (
+                "config.json /num_hidden_layers",
+                json!(3),
+                "encoder.layer.2",
+            ),
+            ("config.json /layer_norm_eps", json!(0), "layer_norm_eps"),
+            ("config.json /vocab_size", json!(13), "word_embeddings"),
+            (
+                "modules.json /1/path",
+                json!("../1_Pooling"),
+                "../1_Pooling",
+            ),
+            (
+                "1_Pooling/config.json /word_embedding_dimension",
+                json!(32),
+                "32",
+            ),
+            ("sentence_bert_config.json /max_seq_length", json!(17), "17"),
+        ],
+    );
+    for (file, category) in [
+        ("model.safetensors", ModelErrorCategory::ModelNotFound),
+        ("modules.json", ModelErrorCategory::ModelUnsupported),
     ] {
         let folder = tiny();
-        set(folder.path(), file, pointer, &value);
-        let error = EmbeddingCheckpoint::open(folder.path()).expect_err(pointer);
+        std::fs::remove_file(folder.path().join(file)).expect("removes");
+        let error = EmbeddingCheckpoint::open(folder.path()).expect_err(file);
         assert_eq!(error.category(), category, "{error}");
-        assert!(error.to_string().contains(word), "{word} not in: {error}");
     }
-    let folder = tiny();
-    std::fs::remove_file(folder.path().join("model.safetensors")).expect("removes");
-    let error = EmbeddingCheckpoint::open(folder.path()).expect_err("has no weights");
-    assert_eq!(error.category(), ModelNotFound, "{error}");
-    let folder = tiny();
-    std::fs::remove_file(folder.path().join("modules.json")).expect("removes");
-    let error = EmbeddingCheckpoint::open(folder.path()).expect_err("does not say how");
-    assert_eq!(error.category(), ModelUnsupported, "{error}");
 }
 
 #[test]
 fn other_tokenizers_are_refused_by_name() {
-    use ModelErrorCategory::{ModelInvalid, ModelNotFound, ModelUnsupported};
-    for (pointer, value, category, word) in [
-        ("/model/type", json!("BPE"), ModelUnsupported, "BPE"),
-        ("/normalizer/type", json!("NFC"), ModelUnsupported, "NFC"),
-        (
-            "/pre_tokenizer",
-            Value::Null,
-            ModelUnsupported,
-            "pre_tokenizer",
-        ),
-        (
-            "/post_processor/type",
-            json!("ByteLevel"),
-            ModelUnsupported,
-            "ByteLevel",
-        ),
-        (
-            "/post_processor/single",
-            json!([{"Sequence": {"id": "A", "type_id": 0}}]),
-            ModelUnsupported,
-            "0 tokens around",
-        ),
-        ("/model/vocab/x", json!(12), ModelInvalid, "token 12"),
-        ("/model/vocab", json!([]), ModelInvalid, "tokenizer.json"),
-    ] {
-        let folder = tiny();
-        set(folder.path(), "tokenizer.json", pointer, &value);
-        let error = EmbeddingTokenizer::open(folder.path(), 12).expect_err(pointer);
-        assert_eq!(error.category(), category, "{error}");
-        assert!(error.to_string().contains(word), "{word} not in: {error}");
-    }
+    let bare = json!([{"Sequence": {"id": "A", "type_id": 0}}]);
+    check_refused(
+        ModelErrorCategory::ModelUnsupported,
+        &[
+            ("tokenizer.json /model/type", json!("BPE"), "BPE"),
+            ("tokenizer.json /normalizer/type", json!("NFC"), "NFC"),
+            (
+                "tokenizer.json /pre_tokenizer",
+                Value::Null,
+                "pre_tokenizer",
+            ),
+            (
+                "tokenizer.json /post_processor/type",
+                json!("ByteLevel"),
+                "ByteLevel",
+            ),
+            (
+                "tokenizer.json /post_processor/single",
+                bare,
+                "0 tokens around",
+            ),
+        ],
+    );
+    check_refused(
+        ModelErrorCategory::ModelInvalid,
+        &[
+            ("tokenizer.json /model/vocab/x", json!(12), "token 12"),
+            ("tokenizer.json /model/vocab", json!([]), "tokenizer.json"),
+        ],
+    );
     let folder = tiny();
     std::fs::remove_file(folder.path().join("tokenizer.json")).expect("removes");
     let error = EmbeddingTokenizer::open(folder.path(), 12).expect_err("is gone");
-    assert_eq!(error.category(), ModelNotFound, "{error}");
+    assert_eq!(
+        error.category(),
+        ModelErrorCategory::ModelNotFound,
+        "{error}"
+    );
 }

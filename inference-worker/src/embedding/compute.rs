@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use llama_model::embedding::PACKED_TOKENS;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinError;
@@ -10,13 +11,10 @@ use super::{ANSWER_VALUES, Loaded};
 use crate::failure::chain;
 use crate::openai::{ApiError, Prompt, TokenizeRequest, response};
 
-/// Tokens that a request computes before the next has its turn, unless one text has more.
-const TURN_TOKENS: usize = 1024;
-
 /// Bounds of what is computed and what waits.
 #[derive(Debug)]
 pub(super) struct Desk {
-    /// One: a text is computed by all threads. Given out in the order of asking, so that
+    /// One: texts are computed by all threads. Given out in the order of asking, so that
     /// requests take turns.
     turn: Arc<Semaphore>,
     /// One for each request that may be open.
@@ -108,7 +106,7 @@ impl Desk {
             .map_err(|_panicked: JoinError| ended("tokenizer"))?
     }
 
-    /// The vectors of texts in tokens. Between texts others have their turn; a request
+    /// The vectors of texts in tokens. Every few texts others have their turn; a request
     /// that is given up computes no more.
     pub(super) async fn vectors(
         &self,
@@ -128,10 +126,7 @@ impl Desk {
             let loaded = Arc::clone(loaded);
             let done = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                let texts = some.iter();
-                texts
-                    .map(|tokens| loaded.embedder.embed(tokens))
-                    .collect::<Result<Vec<_>, _>>()
+                loaded.embedder.embed(&some)
             });
             let done = done.await.map_err(|_panicked: JoinError| ended("model"))?;
             vectors
@@ -168,9 +163,10 @@ impl Desk {
     }
 }
 
-/// Whether a text of `len` joins `tokens` in one turn.
+/// Whether a text of `len` joins `tokens` that a request computes before the next has
+/// its turn.
 fn fits_turn(tokens: usize, len: usize) -> bool {
-    tokens == 0 || tokens + len <= TURN_TOKENS
+    tokens == 0 || tokens + len <= PACKED_TOKENS
 }
 
 fn take(room: &Arc<Semaphore>, count: usize) -> Option<OwnedSemaphorePermit> {

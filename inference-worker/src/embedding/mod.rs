@@ -1,8 +1,8 @@
 //! The API of an embedding model: `/v1/embeddings` in place of chats and completions.
 //!
 //! Such a model is small and runs in the supervisor's own process, on its threads. Texts
-//! are computed one at a time, a few of each request in turn; what waits is bounded in
-//! requests, tokens and values.
+//! are computed a few of each request in turn; what waits is bounded in requests, tokens
+//! and values.
 
 mod answer;
 mod compute;

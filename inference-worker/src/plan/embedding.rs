@@ -76,7 +76,7 @@ impl EmbeddingReport {
     pub(super) fn table(&self) -> String {
         let memory = &self.memory;
         let mut text = format!(
-            "{}\nan embedding model: one process, texts of at most {} tokens one at a time\n\n\
+            "{}\nan embedding model: one process, texts of at most {} tokens\n\n\
              weights {}, activations {}, answers {}, reserve {}\nall together: {}\n",
             self.model,
             memory.max_tokens,

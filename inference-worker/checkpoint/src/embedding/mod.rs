@@ -15,7 +15,7 @@ use crate::safetensors::{INDEX, SINGLE, Tensors, WeightFile};
 use crate::stored::StoredTensor;
 
 pub use crate::config::bert::{BertConfig, Pooling};
-pub use memory::{EmbeddingMemory, EmbeddingRequest};
+pub use memory::{EmbeddingMemory, EmbeddingRequest, PACKED_TOKENS};
 pub use slices::{EmbeddingLayerSlices, EmbeddingSlices, NormSlices, ProjectionSlices};
 
 /// How the parts of a sentence-transformers model follow each other.
@@ -43,10 +43,9 @@ impl EmbeddingCheckpoint {
     /// lie behind the end of a file, `ModelInvalid` and `ModelUnsupported` when files
     /// are damaged, contradict each other, or ask for what is not computed.
     pub fn open(path: &Path) -> Result<Option<Self>, ModelError> {
-        let folder = match path.parent() {
-            Some(parent) if path.is_file() => parent,
-            _ => path,
-        };
+        let extension = path.extension();
+        let is_part = extension.is_some_and(|ext| ext == "safetensors" || ext == "json");
+        let folder = path.parent().filter(|_| is_part).unwrap_or(path);
         let Some(config) = read(folder, CONFIG)? else {
             return Ok(None);
         };

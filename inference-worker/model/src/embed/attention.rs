@@ -1,6 +1,6 @@
-//! Attention of every token to every token of one text.
+//! Attention of every token to every token of its text.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use llama_checkpoint::memory::ATTENTION_TILE_TOKENS;
@@ -10,15 +10,17 @@ use crate::ops::values;
 use crate::threads::Threads;
 
 /// `softmax(Q·Kᵀ / √d)·V` of each head (Vaswani et al. 2017), of tensors
-/// `[tokens, hidden]`.
-#[derive(Debug)]
-pub(super) struct SelfAttention {
+/// `[tokens, hidden]`, in each text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SelfAttention<'a> {
     pub(super) heads: usize,
+    /// Rows of each text.
+    pub(super) ranges: &'a [Range<usize>],
     pub(super) isa: Isa,
-    pub(super) threads: Arc<Threads>,
+    pub(super) threads: &'a Threads,
 }
 
-impl CustomOp3 for SelfAttention {
+impl CustomOp3 for SelfAttention<'_> {
     fn name(&self) -> &'static str {
         "self-attention"
     }
@@ -39,14 +41,17 @@ impl CustomOp3 for SelfAttention {
             values(v, v_layout)?,
         ];
         let width = hidden / self.heads;
-        let heads: Vec<usize> = (0..self.heads).collect();
-        let parts = self.threads.map(&heads, |head| {
-            let [queries, keys, values] = all.map(|rows| columns(rows, hidden, *head, width));
+        let texts = self.ranges.iter();
+        let heads = texts.flat_map(|range| (0..self.heads).map(move |head| (range, head)));
+        let heads: Vec<(&Range<usize>, usize)> = heads.collect();
+        let parts = self.threads.map(&heads, |(range, head)| {
+            let of_text = all.map(|rows| &rows[range.start * hidden..range.end * hidden]);
+            let [queries, keys, values] = of_text.map(|rows| columns(rows, hidden, *head, width));
             self.attend(&queries, &keys, &values, width)
         });
         let mut out = vec![0.0; tokens * hidden];
-        for (head, part) in parts.iter().enumerate() {
-            let rows = out.chunks_exact_mut(hidden);
+        for ((range, head), part) in heads.iter().zip(&parts) {
+            let rows = out[range.start * hidden..range.end * hidden].chunks_exact_mut(hidden);
             for (row, part) in rows.zip(part.chunks_exact(width)) {
                 row[head * width..][..width].copy_from_slice(part);
             }
@@ -55,7 +60,7 @@ impl CustomOp3 for SelfAttention {
     }
 }
 
-impl SelfAttention {
+impl SelfAttention<'_> {
     /// What one head attends to, `[tokens, width]`.
     fn attend(&self, queries: &[f32], keys: &[f32], values: &[f32], width: usize) -> Vec<f32> {
         let tokens = keys.len() / width;

@@ -1,5 +1,6 @@
 //! One layer of a BERT, with its norms behind what they normalise.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
@@ -96,7 +97,7 @@ pub(super) struct Layer {
     pub(super) query: Projection,
     pub(super) key: Projection,
     pub(super) value: Projection,
-    pub(super) attention: SelfAttention,
+    pub(super) heads: usize,
     pub(super) output: Projection,
     pub(super) attention_norm: LayerNorm,
     pub(super) up: Projection,
@@ -105,14 +106,20 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// The layer of `[tokens, hidden]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// The layer of `[tokens, hidden]`, rows of the texts in `ranges`.
+    pub(super) fn forward(&self, x: &Tensor, ranges: &[Range<usize>]) -> Result<Tensor> {
         let (q, k, v) = (
             self.query.forward(x)?,
             self.key.forward(x)?,
             self.value.forward(x)?,
         );
-        let attended = q.apply_op3_no_bwd(&k, &v, &self.attention)?;
+        let attention = SelfAttention {
+            heads: self.heads,
+            ranges,
+            isa: self.query.bias.isa,
+            threads: &self.query.bias.threads,
+        };
+        let attended = q.apply_op3_no_bwd(&k, &v, &attention)?;
         let out = self.output.forward(&attended)?;
         out.inplace_op2(x, &AddTo)?;
         out.inplace_op1(&self.attention_norm)?;

@@ -8,7 +8,6 @@ use llama_checkpoint::embedding::{
 };
 
 use super::Embedder;
-use super::attention::SelfAttention;
 use super::layer::{AddBias, Layer, LayerNorm, Projection};
 use crate::error::ModelError;
 use crate::kernels::Isa;
@@ -89,11 +88,7 @@ impl Loader<'_> {
             query: self.projection(&slices.query)?,
             key: self.projection(&slices.key)?,
             value: self.projection(&slices.value)?,
-            attention: SelfAttention {
-                heads: self.checkpoint.config().heads,
-                isa: self.isa,
-                threads: Arc::clone(&self.threads),
-            },
+            heads: self.checkpoint.config().heads,
             output: self.projection(&slices.output)?,
             attention_norm: self.norm(&slices.attention_norm)?,
             up: self.projection(&slices.up)?,

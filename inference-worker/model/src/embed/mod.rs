@@ -1,14 +1,17 @@
 //! Vectors of texts: BERT encoders (Devlin et al. 2018) that are pooled as
 //! sentence-transformers does it (Reimers and Gurevych 2019).
 //!
-//! A text is computed alone and without padding, so its vector depends on nothing but
-//! its tokens: not on what else is in the request, nor on the number of threads.
+//! Texts are computed without padding, several short ones together: their rows share the
+//! way through the weights, and each text attends to itself alone. The kernels give each
+//! row the same bits in any company, so a vector depends on nothing but its text's
+//! tokens: not on what else is in the request, nor on the number of threads.
 
 mod attention;
 mod layer;
 mod load;
 mod tokenizer;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -83,38 +86,57 @@ impl Embedder {
         &self.config
     }
 
-    /// The vector of a text, `hidden` long.
+    /// The vectors of texts, `hidden` long each. What they take of memory grows with the
+    /// tokens of all of them.
     ///
     /// # Errors
-    /// For no tokens, too many or unknown ones.
-    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>, EmbedError> {
+    /// For a text of no tokens, too many or unknown ones.
+    pub fn embed<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let (mut all, mut ranges) = (Vec::new(), Vec::new());
+        for text in texts {
+            self.check(text.as_ref())?;
+            ranges.push(all.len()..all.len() + text.as_ref().len());
+            all.extend_from_slice(text.as_ref());
+        }
+        if all.is_empty() {
+            return Ok(Vec::new());
+        }
+        let x = self.threads.run(|| self.forward(&all, &ranges))?;
+        let rows: Vec<f32> = x.flatten_all()?.to_vec1()?;
+        let hidden = self.config.hidden;
+        let vectors = ranges.into_iter().map(|range| {
+            let vector = self.pool(&rows[range.start * hidden..range.end * hidden]);
+            if vector.iter().all(|value| value.is_finite()) {
+                Ok(vector)
+            } else {
+                let tokens = range.len();
+                Err(EmbedError::NotANumber { tokens })
+            }
+        });
+        vectors.collect()
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<(), EmbedError> {
         let most = self.config.max_tokens;
         if !(1..=most).contains(&tokens.len()) {
             let tokens = tokens.len();
             return Err(EmbedError::Length { tokens, most });
         }
         let vocab = self.config.vocab;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
-            let token = *token;
-            return Err(EmbedError::Token { token, vocab });
-        }
-        let x = self.threads.run(|| self.forward(tokens))?;
-        let vector = self.pool(&x.flatten_all()?.to_vec1()?);
-        if vector.iter().all(|value| value.is_finite()) {
-            Ok(vector)
-        } else {
-            let tokens = tokens.len();
-            Err(EmbedError::NotANumber { tokens })
+        match tokens.iter().find(|token| **token as usize >= vocab) {
+            None => Ok(()),
+            Some(&token) => Err(EmbedError::Token { token, vocab }),
         }
     }
 
-    /// The vectors of tokens, `[tokens, hidden]`.
-    fn forward(&self, tokens: &[u32]) -> candle_core::Result<Tensor> {
+    /// The vectors of tokens, `[tokens, hidden]`, of the texts in `ranges` of them.
+    fn forward(&self, tokens: &[u32], ranges: &[Range<usize>]) -> candle_core::Result<Tensor> {
         let hidden = self.config.hidden;
         let (words, positions) = (self.words.rows(), self.positions.rows());
         let mut rows = vec![0.0; tokens.len() * hidden];
         let mut word = vec![0.0; hidden];
-        for ((position, token), row) in tokens.iter().enumerate().zip(rows.chunks_mut(hidden)) {
+        let places = ranges.iter().flat_map(|range| 0..range.len());
+        for ((position, token), row) in places.zip(tokens).zip(rows.chunks_mut(hidden)) {
             words.unpack_row(*token as usize, &mut word);
             positions.unpack_row(position, row);
             for ((sum, word), segment) in row.iter_mut().zip(&word).zip(&self.segment) {
@@ -124,7 +146,8 @@ impl Embedder {
         }
         let x = Tensor::from_vec(rows, (tokens.len(), hidden), &Device::Cpu)?;
         x.inplace_op1(&self.norm)?;
-        self.layers.iter().try_fold(x, |x, layer| layer.forward(&x))
+        let mut layers = self.layers.iter();
+        layers.try_fold(x, |x, layer| layer.forward(&x, ranges))
     }
 
     /// One vector of those of the tokens.

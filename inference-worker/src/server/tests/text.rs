@@ -71,3 +71,18 @@ async fn the_version_is_told() {
     let reply = read(stream).await;
     assert_eq!(reply.json(), json!({"version": env!("CARGO_PKG_VERSION")}));
 }
+
+#[tokio::test]
+async fn clients_learn_what_begins_and_ends_a_text() {
+    let api = api().await;
+    let mut stream = api.connect().await;
+    stream
+        .write_all(b"GET /tokenizer_info HTTP/1.0\r\n\r\n")
+        .await
+        .expect("writes");
+    let info = read(stream).await.json();
+    assert_eq!(info["eos_token"], "<|im_end|>");
+    assert_eq!(info["model_max_length"], MAX_TOKENS);
+    let template = info["chat_template"].as_str().expect("has one");
+    assert!(template.contains("<|im_start|>"), "{template}");
+}
