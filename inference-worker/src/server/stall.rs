@@ -82,10 +82,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Drained<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.bounded(context, |stream, context| stream.poll_flush(context))
+        self.bounded(context, AsyncWrite::poll_flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.bounded(context, |stream, context| stream.poll_shutdown(context))
+        self.bounded(context, AsyncWrite::poll_shutdown)
     }
 }

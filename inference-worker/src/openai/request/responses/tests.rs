@@ -33,7 +33,7 @@ fn tool(name: &str) -> Value {
 #[test]
 fn input_is_the_conversation_of_a_chat() {
     let user = json!({"role": "user", "content": "hi"});
-    assert_eq!(messages(json!({})), [user.clone()]);
+    assert_eq!(messages(json!({})), std::slice::from_ref(&user));
     let system = json!({"role": "system", "content": "be brief"});
     assert_eq!(
         messages(json!({"instructions": "be brief"})),
