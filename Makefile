@@ -53,7 +53,7 @@ lint: ## Formatting, clippy, dependency rules, shell scripts, documentation
 	@e2e/toolchain.sh lint
 	@e2e/lint.sh
 
-fuzz: ## Fuzz the parsers of untrusted files for a minute each; needs a nightly Rust
+fuzz: ## Fuzz the parsers of untrusted input for a minute each; needs a nightly Rust
 	@inference-worker/fuzz/run.sh
 
 fmt: ## Format the code

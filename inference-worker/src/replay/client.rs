@@ -10,10 +10,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
+use super::events::{EventReader, EventTooLong};
 use super::trace::Replayed;
-
-/// Longest line of an answer.
-const LINE_BYTES: usize = 1 << 20;
 
 /// Where requests go.
 #[derive(Clone, Debug)]
@@ -58,6 +56,12 @@ pub(super) enum RequestError {
     Failed,
     #[error("no end within the deadline")]
     Deadline,
+}
+
+impl From<EventTooLong> for RequestError {
+    fn from(_: EventTooLong) -> Self {
+        Self::Malformed
+    }
 }
 
 /// Sends `request` and reads the answer to its end.
@@ -121,9 +125,14 @@ fn http_request(
 
 /// Server-sent events of one answer.
 struct Events {
+    reader: EventReader,
+    record: Record,
+}
+
+/// What the events of an answer came to.
+struct Record {
     begun: Instant,
     last: Option<Instant>,
-    line: Vec<u8>,
     answer: Answer,
     is_done: bool,
 }
@@ -131,33 +140,32 @@ struct Events {
 impl Events {
     fn new(begun: Instant) -> Self {
         Self {
-            begun,
-            last: None,
-            line: Vec::new(),
-            answer: Answer::default(),
-            is_done: false,
+            reader: EventReader::default(),
+            record: Record {
+                begun,
+                last: None,
+                answer: Answer::default(),
+                is_done: false,
+            },
         }
     }
 
     fn push(&mut self, data: &[u8]) -> Result<(), RequestError> {
-        for byte in data {
-            if *byte != b'\n' {
-                self.line.push(*byte);
-            } else if !self.line.is_empty() {
-                let line = std::mem::take(&mut self.line);
-                self.take(&line, Instant::now())?;
-            }
-        }
-        if self.line.len() > LINE_BYTES {
-            return Err(RequestError::Malformed);
-        }
-        Ok(())
+        let Self { reader, record } = self;
+        reader.push(data, |event| record.take(event, Instant::now()))
     }
 
-    fn take(&mut self, line: &[u8], now: Instant) -> Result<(), RequestError> {
-        let Some(event) = line.strip_prefix(b"data: ") else {
-            return Ok(());
-        };
+    fn finish(self) -> Result<Answer, RequestError> {
+        if self.record.is_done {
+            Ok(self.record.answer)
+        } else {
+            Err(RequestError::Broken)
+        }
+    }
+}
+
+impl Record {
+    fn take(&mut self, event: &[u8], now: Instant) -> Result<(), RequestError> {
         let event = event.trim_ascii();
         if event == b"[DONE]" {
             self.is_done = true;
@@ -184,14 +192,6 @@ impl Events {
         }
         Ok(())
     }
-
-    fn finish(self) -> Result<Answer, RequestError> {
-        if self.is_done {
-            Ok(self.answer)
-        } else {
-            Err(RequestError::Broken)
-        }
-    }
 }
 
 #[cfg(test)]
@@ -210,7 +210,7 @@ mod tests {
     fn events_are_counted_wherever_they_are_cut() {
         let text = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n\
             data: {\"choices\":[{\"text\":\"\"}]}\r\n\r\n\
-            : comment\n\
+            : comment\n\n\
             data: {\"choices\":[{\"text\":\"b\"}]}\n\n\
             data: {\"choices\":[],\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":2,\
             \"prompt_tokens_details\":{\"cached_tokens\":8}}}\n\ndata: [DONE]\n\n";
@@ -229,10 +229,10 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_is_named() {
-        assert_eq!(answer(&["data: {}\n"]), Err(RequestError::Broken));
-        assert_eq!(answer(&["data: x\n"]), Err(RequestError::Malformed));
+        assert_eq!(answer(&["data: {}\n\n"]), Err(RequestError::Broken));
+        assert_eq!(answer(&["data: x\n\n"]), Err(RequestError::Malformed));
         assert_eq!(
-            answer(&["data: {\"error\":{}}\n"]),
+            answer(&["data: {\"error\":{}}\n\n"]),
             Err(RequestError::Failed)
         );
     }

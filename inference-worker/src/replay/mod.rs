@@ -2,6 +2,7 @@
 //! answered.
 
 mod client;
+pub mod events;
 pub mod trace;
 
 use std::collections::BTreeMap;

@@ -8,16 +8,21 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use super::stall::Drained;
 
 /// Connections that are open at once; more wait until one closes.
 const MAX_CONNECTIONS: usize = 1024;
 /// How long a client may take to send a request's header, and how long a connection
 /// may stay open without one.
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of what is sent to it.
+const WRITE_DEADLINE: Duration = Duration::from_mins(1);
 /// Longest header, in bytes.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Pause after a failure to accept, which is mostly a lack of file descriptors.
@@ -30,6 +35,8 @@ pub struct PortLimits {
     pub connections: usize,
     /// How long a client may take to send a request's header.
     pub header_deadline: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub write_deadline: Duration,
 }
 
 impl Default for PortLimits {
@@ -37,6 +44,7 @@ impl Default for PortLimits {
         Self {
             connections: MAX_CONNECTIONS,
             header_deadline: HEADER_DEADLINE,
+            write_deadline: WRITE_DEADLINE,
         }
     }
 }
@@ -49,6 +57,7 @@ pub async fn serve(
     closing: CancellationToken,
     limits: PortLimits,
 ) {
+    allow_files();
     let places = Arc::new(Semaphore::new(limits.connections));
     let open = TaskTracker::new();
     let mut http = http1::Builder::new();
@@ -72,6 +81,11 @@ pub async fn serve(
                 continue;
             }
         };
+        // Tokens are small and must not wait for each other.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection delays small packets");
+        }
+        let stream = Drained::new(stream, limits.write_deadline);
         let connection = carry(http.clone(), stream, routes.clone(), closing.clone());
         open.spawn(async move {
             let _place = place;
@@ -82,16 +96,25 @@ pub async fn serve(
     open.wait().await;
 }
 
+/// Lets the process open as many files as it may: connections are files, and the limit that
+/// processes begin with is often lower than their number.
+fn allow_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, ?limit, "the number of open files stays limited");
+    }
+}
+
 async fn carry(
     http: http1::Builder,
-    stream: TcpStream,
+    stream: Drained<TcpStream>,
     routes: Router,
     closing: CancellationToken,
 ) {
-    // Tokens are small and must not wait for each other.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection delays small packets");
-    }
     let service = TowerToHyperService::new(routes);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {

@@ -9,6 +9,7 @@ pub mod internal;
 mod listen;
 mod prompt;
 mod responses;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod text;

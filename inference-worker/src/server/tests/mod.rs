@@ -2,6 +2,7 @@
 //! wants.
 
 mod answers;
+mod connections;
 mod hostile;
 mod responses;
 mod text;
