@@ -26,6 +26,8 @@ pub enum GenerationEvent {
     Token {
         /// The token.
         token: u32,
+        /// Tokens of the prompt that were in the cache already.
+        cached_tokens: u32,
         /// Its probability, where the sequence asked for it.
         logprobs: Option<TokenLogprobs>,
     },
@@ -270,8 +272,16 @@ async fn read_frames(
             FromEngine::Token {
                 id,
                 token,
+                cached_tokens,
                 logprobs,
-            } => tell(&shared, id, GenerationEvent::Token { token, logprobs }),
+            } => {
+                let event = GenerationEvent::Token {
+                    token,
+                    cached_tokens,
+                    logprobs,
+                };
+                tell(&shared, id, event);
+            }
             FromEngine::Prompt { id, logprobs } => {
                 tell(&shared, id, GenerationEvent::Prompt(logprobs));
             }
@@ -380,12 +390,17 @@ mod tests {
         let told = FromEngine::Token {
             id: one.id,
             token,
+            cached_tokens: 1,
             logprobs: logprobs.clone(),
         };
         say(&mut rank, told).await;
         assert_eq!(
             first.next().await,
-            Some(GenerationEvent::Token { token, logprobs })
+            Some(GenerationEvent::Token {
+                token,
+                cached_tokens: 1,
+                logprobs
+            })
         );
         drop(second);
         assert_eq!(expect(&mut rank).await, ToEngine::Cancel { id: one.id + 1 });

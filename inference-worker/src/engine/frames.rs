@@ -125,6 +125,10 @@ pub enum FromEngine {
         id: u64,
         /// The token.
         token: u32,
+        /// Tokens of the prompt that were in the cache already: not every answer is
+        /// waited for to its end.
+        #[serde(default)]
+        cached_tokens: u32,
         /// Its probability, where the sequence asked for it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         logprobs: Option<TokenLogprobs>,

@@ -281,6 +281,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
                 self.told.push(FromEngine::Token {
                     id,
                     token,
+                    cached_tokens: recorded.cached_tokens,
                     logprobs,
                 });
             }

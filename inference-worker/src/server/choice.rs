@@ -129,7 +129,12 @@ impl Choice {
                 self.ready.push_back(piece);
                 return Ok(());
             }
-            Some(GenerationEvent::Token { token, logprobs }) => {
+            Some(GenerationEvent::Token {
+                token,
+                cached_tokens,
+                logprobs,
+            }) => {
+                self.cached_tokens = cached_tokens as usize;
                 let now = Instant::now();
                 self.metrics
                     .token(self.tokens == 0, now.duration_since(self.last_token));

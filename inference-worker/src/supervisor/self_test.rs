@@ -103,7 +103,9 @@ async fn ask(
     let mut drawn = Vec::new();
     loop {
         match generation.next().await {
-            Some(GenerationEvent::Token { token, logprobs }) => drawn.push((token, logprobs)),
+            Some(GenerationEvent::Token {
+                token, logprobs, ..
+            }) => drawn.push((token, logprobs)),
             // Not asked for.
             Some(GenerationEvent::Prompt(_)) => {}
             Some(GenerationEvent::Finished { .. }) => return Ok(drawn),

@@ -97,6 +97,7 @@ fn plain(id: u64, token: u32) -> FromEngine {
     FromEngine::Token {
         id,
         token,
+        cached_tokens: 0,
         logprobs: None,
     }
 }
@@ -138,13 +139,27 @@ fn board(ranks: usize) -> (Arc<Region>, Board) {
 
 /// Runs an engine of one rank over `messages` until all is answered.
 fn run(messages: Vec<ToEngine>) -> Vec<FromEngine> {
+    run_until(messages, |_told| true)
+}
+
+/// Likewise, and until what was told is enough.
+fn run_until(
+    messages: Vec<ToEngine>,
+    is_enough: impl Fn(&[FromEngine]) -> bool,
+) -> Vec<FromEngine> {
     let (_, board) = board(1);
     let (send, receive) = mpsc::channel();
     for message in messages {
         send.send(message).unwrap();
     }
-    send.send(ToEngine::Stop).unwrap();
     let mut told = Vec::new();
+    let stop = |told: &[FromEngine]| {
+        if is_enough(told) {
+            // Twice does no harm.
+            send.send(ToEngine::Stop).unwrap();
+        }
+    };
+    stop(&told);
     let stepper = Stepper {
         model: &mut Counting,
         link: &mut LocalCollective,
@@ -157,6 +172,7 @@ fn run(messages: Vec<ToEngine>) -> Vec<FromEngine> {
     };
     let tell = |messages: &[FromEngine]| {
         told.extend_from_slice(messages);
+        stop(&told);
         Ok(())
     };
     Engine::new(
@@ -362,39 +378,8 @@ fn an_adapter_that_cannot_be_read_is_refused_and_steps_go_on() {
             folder: format!("/adapters/{place}").into(),
         })
     };
-    let (_, board) = board(1);
-    let (send, receive) = mpsc::channel();
-    for message in [load(3), load(4), submit(0, 1, 6)] {
-        send.send(message).unwrap();
-    }
-    let mut told = Vec::new();
-    let stepper = Stepper {
-        model: &mut Counting,
-        link: &mut LocalCollective,
-        board: &board,
-        local: 0,
-        epoch: 1,
-        step: 0,
-        desk: AdapterDesk::default(),
-        settled: None,
-    };
-    let tell = |messages: &[FromEngine]| {
-        told.extend_from_slice(messages);
-        if of_adapters(&told).len() == 2 {
-            // The second one's end is the test's.
-            send.send(ToEngine::Stop).unwrap();
-        }
-        Ok(())
-    };
-    Engine::new(
-        stepper,
-        Scheduler::new(limits()),
-        no_vocabulary(),
-        receive,
-        tell,
-    )
-    .run()
-    .unwrap();
+    let messages = vec![load(3), load(4), submit(0, 1, 6)];
+    let told = run_until(messages, |told| of_adapters(told).len() == 2);
     let refused = |place: u32| AdapterOutcome::Refused {
         message: format!("/adapters/{place} is empty"),
     };

@@ -449,3 +449,18 @@ async fn a_prompt_alone_can_be_shown() {
     let refused = api.post("/v1/embeddings", &embeddings).await;
     assert_eq!(refused.field(), "model");
 }
+
+#[tokio::test]
+async fn cached_tokens_are_told_of_answers_that_a_stop_ends() {
+    let api = Api::start(1, |tokenizer, submit| {
+        say(tokenizer, submit, "one two three")
+    })
+    .await;
+    let body = json!({
+        "model": "m", "messages": [{"role": "user", "content": "hi"}], "stop": "two",
+    });
+    let answer = api.post("/v1/chat/completions", &body).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "one ");
+    let details = &answer["usage"]["prompt_tokens_details"];
+    assert_eq!(details["cached_tokens"], 2);
+}

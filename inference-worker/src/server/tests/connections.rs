@@ -21,6 +21,7 @@ fn flood(tokenizer: &Tokenizer, submit: &Submit) -> Vec<FromEngine> {
     let said = (0..32).map(|_| FromEngine::Token {
         id,
         token,
+        cached_tokens: 0,
         logprobs: Some(logprobs.clone()),
     });
     said.collect()

@@ -249,6 +249,7 @@ fn say(tokenizer: &Tokenizer, submit: &Submit, text: &str) -> Vec<FromEngine> {
     let said = tokens.into_iter().map(|token| FromEngine::Token {
         id,
         token,
+        cached_tokens: 2,
         logprobs: asked.map(|count| TokenLogprobs {
             logprob: -0.5,
             top: vec![(token, -0.5), (0, -1.5)][..(count as usize).min(2)].to_vec(),
