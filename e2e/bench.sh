@@ -18,7 +18,10 @@ SHAPE=inference-worker/model/examples/shape-1b
 SHAPE_TOKENS=512
 # Of the server that answers a trace.
 API_PORT=${API_PORT:-18000}
-CONTEXT=2048
+# Tokens of a sequence, to which the lengths of a trace are scaled.
+CONTEXT=${CONTEXT:-2048}
+# Memory of a server, as a pod would have it: what is left of it keeps prompts.
+MEMORY=${MEMORY:-8589934592}
 MISTRALRS=mistralrs==0.9.5
 CONCURRENCY=${CONCURRENCY:-16}
 
@@ -80,7 +83,7 @@ replay() { # model trace requests flag…
     local model=$1 trace=$2 requests=$3 worker=$TARGET/release/llama-worker server status=0
     shift 3
     "$worker" serve --model "$model" --served-name bench --max-tokens "$CONTEXT" \
-        --threads-per-rank "$THREADS" --max-waiting 1000 --bind 127.0.0.1 \
+        --threads-per-rank "$THREADS" --max-waiting 1000 --memory-limit-bytes "$MEMORY" --bind 127.0.0.1 \
         --api-port "$API_PORT" --internal-port "$((API_PORT + 1))" "$@" >/dev/null 2>&1 &
     server=$!
     # shellcheck disable=SC2064 # the process of now

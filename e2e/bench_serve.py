@@ -8,7 +8,7 @@ a peer out. Servers are started anew for each run, so that none knows the prompt
 run before, and one at a time.
 Environment: CONTEXT (tokens, 512), THREADS ("1 2"), SWEEP (open requests, "1 8 16"),
 PER_OPEN (requests a place, 2), RUN_SECONDS (a run ends unanswered after so many, 60),
-ALL_SECONDS (runs that have not begun then are left out, 400).
+ALL_SECONDS (runs that have not begun then are left out, 600).
 """
 
 import json
@@ -29,7 +29,7 @@ PER_OPEN = int(os.environ.get("PER_OPEN", "2"))
 # Fewer say little of a percentile.
 LEAST_REQUESTS = 4
 SECONDS = int(os.environ.get("RUN_SECONDS", "60"))
-ALL_SECONDS = int(os.environ.get("ALL_SECONDS", "400"))
+ALL_SECONDS = int(os.environ.get("ALL_SECONDS", "600"))
 START_SECONDS = 60
 
 
@@ -50,6 +50,10 @@ def ours(program, model, threads, port):
         "--max-sequences", str(max(SWEEP)), "--bind", "127.0.0.1",
         "--api-port", str(port), "--internal-port", str(free_port()),
     ]  # fmt: skip
+
+
+def ours_anew(program, model, threads, port):
+    return [*ours(program, model, threads, port), "--no-prefix-caching"]
 
 
 def llama_cpp(program, model, threads, port):
@@ -163,7 +167,7 @@ def main():
     # So that no server outlives an end from outside.
     signal.signal(signal.SIGTERM, stop)
     worker, model, trace, llama_server, mistralrs_python = sys.argv[1:]
-    servers = {"ours": (ours, worker)}
+    servers = {"ours": (ours, worker), "ours_without_prefix_caching": (ours_anew, worker)}
     report = {"model": os.path.basename(model), "trace": os.path.basename(trace), "context": CONTEXT}
     report |= {"cores": os.cpu_count(), "load_average": os.getloadavg(), "runs": []}
     if llama_server:
