@@ -1,12 +1,10 @@
 //! How rank 0 draws the tokens of one answer.
 
-use std::sync::Arc;
-
 use llama_model::sample::{SampleError, Sampler, logprobs};
 
 use crate::engine::{Submit, TokenLogprobs};
 use crate::scheduler::Awaited;
-use crate::structured::{Constraint, ConstraintError, GrammarError, Vocabulary};
+use crate::structured::{Constraint, ConstraintError};
 
 /// An answer that cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -15,48 +13,6 @@ pub(super) enum DrawError {
     Sample(#[from] SampleError),
     #[error("the required form: {0}")]
     Constraint(#[from] ConstraintError),
-}
-
-/// An answer that cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FormError {
-    #[error("the required form: {0}")]
-    Grammar(#[from] GrammarError),
-    #[error("the tokens for required forms: {0}")]
-    Vocabulary(String),
-}
-
-/// The model's tokens for required forms, made when they are first needed.
-pub struct Vocabularies {
-    make: Box<dyn FnMut() -> Result<Vocabulary, String>>,
-    made: Option<Arc<Vocabulary>>,
-}
-
-impl std::fmt::Debug for Vocabularies {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vocabularies")
-            .field("made", &self.made)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Vocabularies {
-    /// Those that `make` makes.
-    pub fn new(make: impl FnMut() -> Result<Vocabulary, String> + 'static) -> Self {
-        Self {
-            make: Box::new(make),
-            made: None,
-        }
-    }
-
-    fn get(&mut self) -> Result<Arc<Vocabulary>, FormError> {
-        if let Some(made) = &self.made {
-            return Ok(Arc::clone(made));
-        }
-        let made = Arc::new((self.make)().map_err(FormError::Vocabulary)?);
-        self.made = Some(Arc::clone(&made));
-        Ok(made)
-    }
 }
 
 /// Draws the tokens of one answer.
@@ -74,17 +30,14 @@ pub(super) struct Drawing {
 pub(super) type Drawn = (Vec<u32>, Vec<TokenLogprobs>);
 
 impl Drawing {
-    pub(super) fn new(submit: &Submit, vocabularies: &mut Vocabularies) -> Result<Self, FormError> {
-        let constraint = match &submit.form {
-            None => None,
-            Some(grammar) => Some(Constraint::new(&vocabularies.get()?, grammar)?),
-        };
-        Ok(Self {
+    /// Of an answer that is held to `constraint`.
+    pub(super) fn new(submit: &Submit, constraint: Option<Constraint>) -> Self {
+        Self {
             sampler: Sampler::new(submit.sampling.clone(), &submit.tokens),
             constraint,
             is_compared: submit.is_compared,
             prompt_logprobs: submit.prompt_logprobs,
-        })
+        }
     }
 
     /// The probabilities of the tokens of the prompt before which `rows` are the logits,

@@ -9,18 +9,22 @@ use std::time::{Duration, Instant};
 
 use llama_model::{Segment, StepError, Wanted};
 
-use super::drawing::{Drawing, Vocabularies};
+use super::drawing::Drawing;
+use super::forms::Forms;
 use super::plan::{NextStep, Stepper};
 use super::throughput::Throughput;
 use crate::adapters::{AdapterOrder, AdapterOutcome};
 use crate::engine::{EngineStats, FromEngine, Submit, ToEngine, Work};
 use crate::scheduler::{Awaited, Request, Scheduler};
+use crate::structured::Constraint;
 
 /// How often ranks pass an empty step when nothing is asked, so that a rank
 /// that is stuck is found before a request meets it.
 const IDLE_PERIOD: Duration = Duration::from_secs(1);
 /// Likewise while an adapter is being read.
 const READING_PERIOD: Duration = Duration::from_millis(20);
+/// Likewise while a required form is being prepared.
+const FORM_PERIOD: Duration = Duration::from_millis(2);
 
 /// Rank 0 cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +42,7 @@ pub struct Engine<'a, F> {
     stepper: Stepper<'a>,
     scheduler: Scheduler,
     drawings: HashMap<u64, Drawing>,
-    vocabularies: Vocabularies,
+    forms: Forms,
     from_front: Receiver<ToEngine>,
     tell: F,
     told: Vec<FromEngine>,
@@ -64,7 +68,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     pub fn new(
         stepper: Stepper<'a>,
         scheduler: Scheduler,
-        vocabularies: Vocabularies,
+        forms: Forms,
         from_front: Receiver<ToEngine>,
         tell: F,
     ) -> Self {
@@ -72,7 +76,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             stepper,
             scheduler,
             drawings: HashMap::new(),
-            vocabularies,
+            forms,
             from_front,
             tell,
             told: Vec::new(),
@@ -93,7 +97,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             let has_heard = self.hear()?;
             let begun = Instant::now();
             let segments = self.scheduler.plan();
-            let last = self.stopping && segments.is_empty();
+            let last = self.stopping && segments.is_empty() && self.forms.is_idle();
             let mut is_news = has_heard || !segments.is_empty();
             let tokens = count_tokens(&segments, self.scheduler.awaited());
             let settles = self.reading.is_some();
@@ -134,6 +138,7 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         let may_wait = self.orders.is_empty() || self.reading.is_some();
         if self.scheduler.is_idle() && !self.stopping && may_wait {
             let period = match self.reading {
+                _ if !self.forms.is_idle() => FORM_PERIOD,
                 Some(_) => READING_PERIOD,
                 None => IDLE_PERIOD,
             };
@@ -152,16 +157,26 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
                     self.obey(message);
                     has_heard = true;
                 }
-                Err(TryRecvError::Empty) => return Ok(has_heard),
+                Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Err(gone()),
             }
         }
+        let has_taken = self.take_forms();
+        Ok(has_heard || has_taken)
     }
 
     fn obey(&mut self, message: ToEngine) {
         match message {
-            ToEngine::Submit(submit) => self.submit(*submit),
+            ToEngine::Submit(submit) if submit.form.is_some() => {
+                let id = submit.id;
+                if let Err(error) = self.forms.prepare(submit) {
+                    let message = error.to_string();
+                    self.told.push(FromEngine::Failed { id, message });
+                }
+            }
+            ToEngine::Submit(submit) => self.submit(*submit, None),
             ToEngine::Cancel { id } => {
+                self.forms.cancel(id);
                 self.scheduler.cancel(id);
                 self.drawings.remove(&id);
             }
@@ -208,15 +223,24 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
         !self.told.is_empty()
     }
 
-    fn submit(&mut self, submit: Submit) {
-        let id = submit.id;
-        let drawing = match Drawing::new(&submit, &mut self.vocabularies) {
-            Ok(drawing) => drawing,
-            Err(error) => {
-                let message = error.to_string();
-                return self.told.push(FromEngine::Failed { id, message });
+    /// Takes requests whose required forms are ready; returns whether there were any.
+    fn take_forms(&mut self) -> bool {
+        let mut has_taken = false;
+        while let Some((id, prepared)) = self.forms.ready() {
+            has_taken = true;
+            match prepared {
+                Ok((submit, form)) => self.submit(submit, Some(form)),
+                Err(error) => {
+                    let message = error.to_string();
+                    self.told.push(FromEngine::Failed { id, message });
+                }
             }
-        };
+        }
+        has_taken
+    }
+
+    fn submit(&mut self, submit: Submit, form: Option<Constraint>) {
+        let (id, drawing) = (submit.id, Drawing::new(&submit, form));
         let request = Request {
             id,
             prompt: submit.tokens,

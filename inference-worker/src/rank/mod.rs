@@ -6,6 +6,7 @@ mod compute;
 pub mod drawing;
 pub mod engine;
 mod fault;
+pub mod forms;
 pub mod plan;
 pub mod throughput;
 
@@ -25,8 +26,8 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use self::adapters::AdapterDesk;
 use self::args::RankArgs;
 use self::compute::Compute;
-use self::drawing::Vocabularies;
 use self::engine::{Engine, EngineError};
+use self::forms::Forms;
 use self::plan::Stepper;
 use crate::comm::board::Board;
 use crate::comm::placement::Placement;
@@ -336,11 +337,11 @@ impl RankProcess<'_> {
             std::io::Write::write_all(&mut to_front, &bytes)
         };
         let (model, width) = (self.args.launch.model.clone(), stepper.model.vocab_size());
-        let vocabularies = Vocabularies::new(move || {
+        let forms = Forms::new(move || {
             let text = ModelText::open(&model).map_err(|error| error.to_string())?;
             Vocabulary::new(Arc::new(text.tokenizer), width).map_err(|error| error.to_string())
         });
-        let mut engine = Engine::new(stepper, scheduler, vocabularies, from_front, tell);
+        let mut engine = Engine::new(stepper, scheduler, forms, from_front, tell);
         engine
             .run()
             .map_err(|error| RankError::of_engine(self.args.rank, engine.step() + 1, &error))

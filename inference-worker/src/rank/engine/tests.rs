@@ -5,6 +5,7 @@ use crate::comm::region::Region;
 use crate::comm::shm::ShmLink;
 use crate::rank::adapters::AdapterDesk;
 use crate::scheduler::{Finish, Limits, Refusal};
+use crate::structured::Grammar;
 use llama_model::lora::{AdapterLoader, LoadedAdapter};
 use llama_model::sample::SamplingParams;
 use llama_model::{Collective, Layout, LocalCollective, ModelError, Segment, StepModel, Wanted};
@@ -114,8 +115,8 @@ fn answer(id: u64, tokens: &[u32], reason: Finish) -> Vec<FromEngine> {
 }
 
 /// A model without tokens for required forms.
-fn no_vocabulary() -> Vocabularies {
-    Vocabularies::new(|| Err("there are none".to_owned()))
+fn no_vocabulary() -> Forms {
+    Forms::new(|| Err("there are none".to_owned()))
 }
 
 fn limits() -> Limits {
@@ -147,6 +148,15 @@ fn run_until(
     messages: Vec<ToEngine>,
     is_enough: impl Fn(&[FromEngine]) -> bool,
 ) -> Vec<FromEngine> {
+    run_with(messages, no_vocabulary(), is_enough)
+}
+
+/// Likewise, with these forms.
+fn run_with(
+    messages: Vec<ToEngine>,
+    forms: Forms,
+    is_enough: impl Fn(&[FromEngine]) -> bool,
+) -> Vec<FromEngine> {
     let (_, board) = board(1);
     let (send, receive) = mpsc::channel();
     for message in messages {
@@ -175,15 +185,9 @@ fn run_until(
         stop(&told);
         Ok(())
     };
-    Engine::new(
-        stepper,
-        Scheduler::new(limits()),
-        no_vocabulary(),
-        receive,
-        tell,
-    )
-    .run()
-    .unwrap();
+    Engine::new(stepper, Scheduler::new(limits()), forms, receive, tell)
+        .run()
+        .unwrap();
     told
 }
 
@@ -443,4 +447,32 @@ fn the_probabilities_of_a_prompt_come_before_its_answer() {
     assert_eq!(of(&told, 2), answer(2, &[4, 5], Finish::Length));
     let failed = of(&told, 3).pop().unwrap();
     assert!(matches!(failed, FromEngine::Failed { .. }), "{failed:?}");
+}
+
+#[test]
+fn answers_go_on_while_a_form_is_prepared() {
+    let mut held = submit(0, 1, 3);
+    if let ToEngine::Submit(submit) = &mut held {
+        submit.form = Some(Grammar::JsonObject);
+    }
+    // The vocabulary is made only after the other answer is there.
+    let (answered, is_answered) = mpsc::channel();
+    let forms = Forms::new(move || {
+        is_answered.recv().map_err(|error| error.to_string())?;
+        Err("there are none".to_owned())
+    });
+    let told = run_with(vec![held, submit(1, 1, 3)], forms, |told| {
+        let is_done = of(told, 1).len() == 4;
+        if is_done {
+            // Once is enough.
+            let _ = answered.send(());
+        }
+        is_done
+    });
+    assert_eq!(of(&told, 1), answer(1, &[2, 3, 4], Finish::Length));
+    let failed = FromEngine::Failed {
+        id: 0,
+        message: "the tokens for required forms: there are none".to_owned(),
+    };
+    assert_eq!(of(&told, 0), [failed]);
 }
