@@ -2,7 +2,7 @@
 //!
 //! Continuous batching with a token budget a step: every sequence that is answering
 //! gets its next token computed, and what is left of the budget goes to prompts, in
-//! chunks where they are long. Keys and values lie in blocks that sequences share where
+//! chunks where they are long; beside answers only so many that these do not wait long. Keys and values lie in blocks that sequences share where
 //! they begin alike. When blocks run out, the sequence that is last in order gives its
 //! blocks up and is computed again later. The order is by priority, then by arrival; a
 //! request that has waited for long counts as of the first priority.
@@ -27,6 +27,10 @@ use sequence::Sequence;
 
 /// Steps after which a request that waits is of the first priority.
 const PATIENCE_STEPS: u64 = 2000;
+
+/// Tokens of prompts that a step takes at most beside answers. Kernels pass over the
+/// weights once for as many rows: more would keep answers waiting and be no faster.
+const BESIDE_ANSWERS: usize = 64;
 
 /// The state machine.
 #[derive(Clone, Debug)]
@@ -120,6 +124,9 @@ impl Scheduler {
         self.running.sort_by_key(|seq| seq.order(step, patience));
         let mut budget = usize::try_from(self.limits.step_tokens).unwrap_or(usize::MAX);
         self.plan_answers(&mut budget);
+        if self.running.iter().any(|seq| seq.planned() > 0) {
+            budget = budget.min(BESIDE_ANSWERS);
+        }
         let mut rows = self.spare_rows();
         self.plan_prompts(&mut budget, &mut rows);
         self.admit(&mut budget, &mut rows);

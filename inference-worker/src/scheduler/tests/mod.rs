@@ -49,6 +49,38 @@ fn endless(id: u64, prompt: usize, max_answer: u32) -> Request {
 }
 
 #[test]
+fn prompts_beside_answers_come_in_small_parts() {
+    let limits = Limits {
+        max_tokens: 1000,
+        blocks: [80, 0],
+        ..limits(3, 256, 9)
+    };
+    let (mut scheduler, mut ranks) = (Scheduler::new(limits), Ranks::new(limits));
+    let parts = |scheduler: &mut Scheduler, ranks: &mut Ranks| -> Vec<usize> {
+        let segments = scheduler.plan();
+        let sampled = ranks.step(scheduler, &segments);
+        scheduler.record(&sampled);
+        segments
+            .iter()
+            .map(|segment| segment.tokens.len())
+            .collect()
+    };
+    scheduler.submit(endless(0, 300, 9)).unwrap();
+    // Nobody waits for the first.
+    assert_eq!(parts(&mut scheduler, &mut ranks), [256]);
+    assert_eq!(parts(&mut scheduler, &mut ranks), [44]);
+    scheduler.submit(endless(1, 300, 9)).unwrap();
+    scheduler.submit(endless(2, 40, 9)).unwrap();
+    assert_eq!(parts(&mut scheduler, &mut ranks), [1, 64]);
+    assert_eq!(parts(&mut scheduler, &mut ranks), [1, 64]);
+    for _ in 0..2 {
+        parts(&mut scheduler, &mut ranks);
+    }
+    assert_eq!(parts(&mut scheduler, &mut ranks), [1, 44, 20]);
+    assert_eq!(parts(&mut scheduler, &mut ranks), [1, 1, 20]);
+}
+
+#[test]
 fn adapters_and_salts_share_no_blocks() {
     let limits = Limits {
         blocks: [40, 0],
