@@ -1,4 +1,4 @@
-//! Sums of cached values that are 8-bit integers.
+//! Weighted sums of cached values.
 
 #![allow(
     unsafe_code,
@@ -7,28 +7,88 @@
 
 use half::f16;
 
-use super::simd::Simd;
+use super::simd::{Load, Simd};
 use super::{BLOCK, LANES};
 
-/// Bytes of a block's scale, before its values.
+/// Vectors of a block.
+const VECTORS: usize = BLOCK / LANES;
+/// Bytes of a scale, before the values of its block.
 const SCALE: usize = 2;
 
-/// As `simd::weighted_sum`, of values in blocks of `Q8_0`. An integer times its scale is
-/// exact in f32.
+/// Rows of values, in the instructions of `S`.
+pub(super) trait Cached<S: Simd>: Copy {
+    /// Rows of `width` values, a multiple of [`BLOCK`].
+    fn rows(self, width: usize) -> usize;
+
+    /// The block `number` of a row.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and there are such a row and block.
+    unsafe fn block(self, width: usize, row: usize, number: usize) -> [S::V; VECTORS];
+}
+
+impl<S: Simd, V: Load<S>> Cached<S> for &[V] {
+    #[inline(always)]
+    fn rows(self, width: usize) -> usize {
+        self.len() / width
+    }
+
+    #[inline(always)]
+    unsafe fn block(self, width: usize, row: usize, number: usize) -> [S::V; VECTORS] {
+        // SAFETY: the caller's promise: the block's values lie in the slice.
+        unsafe {
+            let first = self.as_ptr().add(row * width + number * BLOCK);
+            let mut values = [S::zero(); VECTORS];
+            for (v, value) in values.iter_mut().enumerate() {
+                *value = V::load(first.add(v * LANES));
+            }
+            values
+        }
+    }
+}
+
+/// Blocks of `Q8_0`: a scale, then 8-bit integers.
+#[derive(Clone, Copy)]
+pub(super) struct Int8<'a>(pub(super) &'a [u8]);
+
+impl<S: Simd> Cached<S> for Int8<'_> {
+    #[inline(always)]
+    fn rows(self, width: usize) -> usize {
+        self.0.len() / (width / BLOCK * (SCALE + BLOCK))
+    }
+
+    #[inline(always)]
+    unsafe fn block(self, width: usize, row: usize, number: usize) -> [S::V; VECTORS] {
+        // SAFETY: the caller's promise: the block's bytes lie in the slice.
+        unsafe {
+            let at = (row * (width / BLOCK) + number) * (SCALE + BLOCK);
+            let block = self.0.as_ptr().add(at);
+            let scale = S::splat(f16::from_le_bytes([*block, *block.add(1)]).to_f32());
+            let bytes = block.add(SCALE).cast::<i8>();
+            let mut values = [S::zero(); VECTORS];
+            for (v, value) in values.iter_mut().enumerate() {
+                // An integer times its scale is exact in f32.
+                *value = S::fma(S::load_bytes(bytes.add(v * LANES)), scale, S::zero());
+            }
+            values
+        }
+    }
+}
+
+/// See [`super::weighted_sum`]: `M` rows of `out`, each plus the values weighted
+/// by its own weights, value by value in order.
 ///
 /// # Safety
-/// The CPU has the instructions of `S`; `values` are whole rows as long as those of
-/// `out`, a multiple of [`BLOCK`], and there is a weight for each in every list.
-pub(super) unsafe fn weighted_sum_int8<S: Simd, const M: usize>(
+/// The CPU has the instructions; `values` are whole rows as wide as those of `out`, a
+/// multiple of [`BLOCK`], and there is a weight for each in every list.
+#[inline(always)]
+pub(super) unsafe fn weighted_sum<S: Simd, C: Cached<S>, const M: usize>(
     weights: [&[f32]; M],
-    values: &[u8],
+    values: C,
     out: &mut [f32],
 ) {
-    const VECTORS: usize = BLOCK / LANES;
     let width = out.len() / M;
-    let block_bytes = SCALE + BLOCK;
-    let row_bytes = width / BLOCK * block_bytes;
-    let count = values.len() / row_bytes;
+    let count = values.rows(width);
     for number in 0..width / BLOCK {
         // SAFETY: block `number` of a row lies in `values` and in each row of `out`.
         unsafe {
@@ -40,14 +100,7 @@ pub(super) unsafe fn weighted_sum_int8<S: Simd, const M: usize>(
                 }
             }
             for t in 0..count {
-                let block = values.as_ptr().add(t * row_bytes + number * block_bytes);
-                let scale = S::splat(f16::from_le_bytes([*block, *block.add(1)]).to_f32());
-                let bytes = block.add(SCALE).cast::<i8>();
-                let mut value = [S::zero(); VECTORS];
-                for (v, value) in value.iter_mut().enumerate() {
-                    let integers = S::load_bytes(bytes.add(v * LANES));
-                    *value = S::fma(integers, scale, S::zero());
-                }
+                let value = values.block(width, t, number);
                 for m in 0..M {
                     let weight = S::splat(*weights[m].get_unchecked(t));
                     for v in 0..VECTORS {

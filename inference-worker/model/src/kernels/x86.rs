@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::avx2::{self, Avx2};
 use super::avx512::{self, Avx512};
-use super::cached;
+use super::cached::{self, Int8};
 use super::int8::Int8Rows;
 use super::{Activations, Format, Isa, Level, Rows, Values, scalar, simd, vector};
 
@@ -133,8 +133,10 @@ pub(crate) fn weighted_sum<const M: usize>(
             (Level::Avx2, Values::F32(values)) => weighted_sum_avx2(weights, values, out),
             (Level::Avx512, Values::F16(values)) => weighted_sum_avx512(weights, values, out),
             (Level::Avx512, Values::F32(values)) => weighted_sum_avx512(weights, values, out),
-            (Level::Avx2, Values::Int8(values)) => weighted_int8_avx2(weights, values, out),
-            (Level::Avx512, Values::Int8(values)) => weighted_int8_avx512(weights, values, out),
+            (Level::Avx2, Values::Int8(values)) => weighted_sum_avx2(weights, Int8(values), out),
+            (Level::Avx512, Values::Int8(values)) => {
+                weighted_sum_avx512(weights, Int8(values), out);
+            }
         }
     }
 }
@@ -174,7 +176,7 @@ pub(crate) fn softmax(isa: Isa, scores: &mut [f32], scale: f32) {
 
 /// The functions of one instruction set.
 macro_rules! build_for {
-    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $weighted_int8:ident, $silu_mul:ident, $gelu:ident, $softmax:ident) => {
+    ($features:literal, $simd:ty, $widened:ident, $int8:ident, $quantize:ident, $weighted_sum:ident, $silu_mul:ident, $gelu:ident, $softmax:ident) => {
         /// One function a format: together they would be too much for the
         /// register allocator.
         #[target_feature(enable = $features)]
@@ -207,19 +209,13 @@ macro_rules! build_for {
         }
 
         #[target_feature(enable = $features)]
-        fn $weighted_sum<V: simd::Load<$simd>, const M: usize>(
+        fn $weighted_sum<C: cached::Cached<$simd>, const M: usize>(
             weights: [&[f32]; M],
-            values: &[V],
+            values: C,
             out: &mut [f32],
         ) {
             // SAFETY: as above.
-            unsafe { simd::weighted_sum::<$simd, V, M>(weights, values, out) }
-        }
-
-        #[target_feature(enable = $features)]
-        fn $weighted_int8<const M: usize>(weights: [&[f32]; M], values: &[u8], out: &mut [f32]) {
-            // SAFETY: as above.
-            unsafe { cached::weighted_sum_int8::<$simd, M>(weights, values, out) }
+            unsafe { cached::weighted_sum::<$simd, C, M>(weights, values, out) }
         }
 
         #[target_feature(enable = $features)]
@@ -246,7 +242,6 @@ build_for!(
     int8_avx2,
     quantize_avx2,
     weighted_sum_avx2,
-    weighted_int8_avx2,
     silu_mul_avx2,
     gelu_avx2,
     softmax_avx2
@@ -258,7 +253,6 @@ build_for!(
     int8_avx512,
     quantize_avx512,
     weighted_sum_avx512,
-    weighted_int8_avx512,
     silu_mul_avx512,
     gelu_avx512,
     softmax_avx512
