@@ -188,6 +188,9 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
     /// What the ranks do about adapters before the next step: they forget those that no
     /// sequence uses any more, and begin to read one if they are not reading.
     fn next_orders(&mut self) -> Vec<AdapterOrder> {
+        if self.orders.is_empty() {
+            return Vec::new();
+        }
         let in_use = self.scheduler.adapters();
         let (mut next, mut later) = (Vec::new(), VecDeque::new());
         for order in self.orders.drain(..) {

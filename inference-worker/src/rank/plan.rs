@@ -147,10 +147,13 @@ impl Stepper<'_> {
 
 /// The first eight bytes of the plan's hash.
 fn fingerprint(payload: &[u8]) -> u64 {
-    let hash = blake3::hash(payload);
-    hash.as_bytes()
-        .first_chunk()
-        .map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    first_word(&blake3::hash(payload))
+}
+
+/// The first eight bytes of a hash.
+fn first_word(hash: &blake3::Hash) -> u64 {
+    let bytes = hash.as_bytes().first_chunk();
+    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// The first eight bytes of the hash of logits, bit by bit.
@@ -159,9 +162,7 @@ fn digest_of(rows: &[Vec<f32>]) -> u64 {
     for value in rows.iter().flatten() {
         hasher.update(&value.to_le_bytes());
     }
-    let hash = hasher.finalize();
-    let bytes = hash.as_bytes().first_chunk();
-    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    first_word(&hasher.finalize())
 }
 
 /// Whether all ranks have the digest of rank 0.
