@@ -14,6 +14,15 @@ pub fn quantity(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// A length of time such as `90s` or `1h30m`.
+pub fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 16,
+        "pattern": r"^([0-9]{1,6}(h|m|s|ms))+$",
+    })
+}
+
 /// Node labels that a pod asks for.
 pub fn node_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

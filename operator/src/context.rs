@@ -6,6 +6,7 @@ use std::time::Duration;
 use kube::Client;
 
 use crate::backoff::Backoff;
+use crate::cluster::Cluster;
 use crate::metrics::Metrics;
 use crate::reconcile::plan::WorkerSettings;
 
@@ -30,6 +31,8 @@ pub struct Context {
     pub client: Client,
     /// Metrics of this process.
     pub metrics: Arc<Metrics>,
+    /// What this process knows of the cluster.
+    pub cluster: Cluster,
     /// Pauses of objects whose rounds fail.
     pub backoff: Backoff,
     /// Choices made at start.

@@ -20,7 +20,20 @@ pub const EPOCH: &str = "llmops.dev/epoch";
 /// `true` on the pod that holds rank 0 and answers the API.
 pub const RANK0: &str = "llmops.dev/rank0";
 
-/// Value of [`RANK0`].
+/// `true` on the pod that clients may be sent to: taken off before a group ends.
+pub const SERVING: &str = "llmops.dev/serving";
+/// Scheduling gate of pods that wait until nodes are chosen for their whole group.
+pub const GANG_GATE: &str = "llmops.dev/gang";
+/// Annotation with the node that was chosen for a pod.
+pub const ASSIGNED_NODE: &str = "llmops.dev/assigned-node";
+/// Annotation with the time at which it was chosen.
+pub const ASSIGNED_AT: &str = "llmops.dev/assigned-at";
+
+/// Annotation of a LlamaDeployment: with the value `true` the operator leaves it and all
+/// that it is made of alone.
+pub const PAUSE: &str = "llmops.dev/paused";
+
+/// Value of [`PAUSE`], [`RANK0`] and [`SERVING`].
 pub const TRUE: &str = "true";
 
 /// Labels of everything that belongs to the deployment `name`.

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod backoff;
+pub mod cluster;
 pub mod context;
 pub mod events;
 pub mod http;

@@ -28,6 +28,16 @@ pub fn rendezvous_secret(name: &str) -> String {
     format!("{name}-rendezvous")
 }
 
+/// The `ControllerRevision` that keeps what pods of the revision `hash` are made from.
+pub fn revision(name: &str, hash: &str) -> String {
+    format!("{name}-{hash}")
+}
+
+/// The `PodDisruptionBudget` of a group.
+pub fn budget(name: &str, group: u32) -> String {
+    self::group(name, group)
+}
+
 /// Where rank 0 of a group waits for the ranks of the other pods.
 pub fn rendezvous_address(name: &str, namespace: &str, group: u32) -> String {
     let (host, service) = (pod(name, group, 0), ranks_service(name));
@@ -50,7 +60,7 @@ mod tests {
     #[test]
     fn the_longest_names_are_host_names() {
         let name = "a".repeat(MAX_NAME_LENGTH);
-        let last = u32::try_from(MAX_GROUPS).expect("positive") - 1;
+        let last = 2 * u32::try_from(MAX_GROUPS).expect("positive") - 1;
         assert!(pod(&name, last, 63).len() <= 63);
         assert!(ranks_service(&name).len() <= 63);
         assert!(rendezvous_secret(&name).len() <= 63);

@@ -7,28 +7,28 @@ use std::time::{Duration, Instant};
 use axum::http::Request;
 use futures::StreamExt;
 use futures::stream::select_all;
-use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::ListParams;
 use kube::client::Body;
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{self, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher;
-use kube::{Api, Client, Config, ResourceExt};
+use kube::{Client, Config, ResourceExt};
 use llama_crds::v1alpha1::LlamaDeployment;
 use llama_crds::{GROUP, PLURAL};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tower::service_fn;
 
 use crate::args::Args;
 use crate::backoff::Backoff;
+use crate::cluster::Cluster;
+use crate::cluster::watch::{self, scoped};
 use crate::context::{Context, Settings};
 use crate::http::{self, Readiness};
-use crate::labels;
 use crate::lease::{Candidate, LeaseError};
 use crate::metrics::Metrics;
 use crate::reconcile::plan::WorkerSettings;
@@ -39,8 +39,6 @@ use crate::telemetry::chain;
 const SERVED_WITHIN: Duration = Duration::from_mins(1);
 /// Time between two looks, and the longest wait for one answer.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// The server ends a watch after this long, so that a dead connection shows soon.
-const WATCH_SECONDS: u32 = 45;
 /// Longest silence on a connection; more than a watch lasts.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// Longest wait for a connection.
@@ -120,6 +118,7 @@ pub async fn run_with(client: Client, args: Args) -> Result<(), RunError> {
     let context = Arc::new(Context {
         client: client.clone(),
         metrics,
+        cluster: Cluster::default(),
         backoff: Backoff::default(),
         settings: Settings {
             worker: WorkerSettings {
@@ -281,7 +280,7 @@ async fn control(
 ) -> Result<(), RunError> {
     tracing::info!(namespaces = ?args.watch_namespace, "watching LlamaDeployments");
     let rounds = scopes(args).into_iter().map(|namespace| {
-        controller(&context.client, namespace, args.concurrency)
+        controller(context, namespace, args.concurrency)
             .graceful_shutdown_on(stop.clone().cancelled_owned())
             .run(
                 reconcile::reconcile,
@@ -291,6 +290,11 @@ async fn control(
             .boxed()
     });
     let mut rounds = select_all(rounds);
+    // Who may see only some namespaces may not see nodes.
+    let _capacity = args
+        .watch_namespace
+        .is_empty()
+        .then(|| AbortOnDropHandle::new(tokio::spawn(watch::capacity(Arc::clone(context)))));
     while let Some(round) = rounds.next().await {
         // Failed rounds were logged by the error policy.
         match round {
@@ -314,21 +318,24 @@ async fn control(
     }
 }
 
-fn controller(client: &Client, namespace: Option<&str>, concurrency: u16) -> Controller<Guarded> {
-    let watch = || watcher::Config::default().timeout(WATCH_SECONDS);
-    let ours = || watch().labels(&labels::managed());
-    let controller = Controller::new(scoped::<Guarded>(client, namespace), watch()).with_config(
-        controller::Config::default()
-            .concurrency(concurrency)
-            .debounce(DEBOUNCE),
-    );
+fn controller(
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+    concurrency: u16,
+) -> Controller<Guarded> {
+    let client = &context.client;
+    let controller = Controller::new(scoped::<Guarded>(client, namespace), watch::all())
+        .with_config(
+            controller::Config::default()
+                .concurrency(concurrency)
+                .debounce(DEBOUNCE),
+        );
     let store = controller.store();
     controller
-        .owns(scoped::<Pod>(client, namespace), ours())
-        .owns(scoped::<Service>(client, namespace), ours())
+        .reconcile_on(watch::children(context, namespace))
         .watches(
             scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
-            watch(),
+            watch::all(),
             move |claim| users_of(&claim, &store),
         )
 }
@@ -349,15 +356,4 @@ fn users_of(
         .filter(|object| object.0.as_ref().is_ok_and(uses))
         .map(|object| ObjectRef::from_obj(object.as_ref()))
         .collect()
-}
-
-/// Objects of one namespace, or of all.
-fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-{
-    match namespace {
-        None => Api::all(client.clone()),
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-    }
 }

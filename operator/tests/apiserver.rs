@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use control_plane::{control_plane, programs};
+use futures::StreamExt as _;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Event, Pod, Secret, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{
@@ -26,6 +28,7 @@ use llama_contract::{FailureCategory, FailureReport};
 use llama_crds::v1alpha1::{ConditionType, GroupPhase, LlamaDeployment};
 use llama_operator::args::Args;
 use llama_operator::backoff::Backoff;
+use llama_operator::cluster::{Cluster, watch};
 use llama_operator::context::{Context, Settings};
 use llama_operator::metrics::Metrics;
 use llama_operator::reconcile::plan::WorkerSettings;
@@ -52,15 +55,34 @@ impl Place {
             reconcile_timeout: Duration::from_secs(15),
             identity: "test".to_owned(),
         };
+        let context = Arc::new(Context {
+            client: client.clone(),
+            metrics: Arc::new(Metrics::new()),
+            cluster: Cluster::default(),
+            backoff: Backoff::default(),
+            settings,
+        });
+        let told = watch::children(&context, None);
+        tokio::spawn(told.for_each(|_| std::future::ready(())));
         Self {
             client: client.clone(),
-            context: Arc::new(Context {
-                client: client.clone(),
-                metrics: Arc::new(Metrics::new()),
-                backoff: Backoff::default(),
-                settings,
-            }),
+            context,
         }
+    }
+
+    /// Waits until the caches know what the test did as somebody else.
+    async fn caught_up(&self, name: &str) -> anyhow::Result<()> {
+        let selector = ListParams::default().labels(&format!("llmops.dev/deployment={name}"));
+        let key = (NAMESPACE.to_owned(), name.to_owned());
+        self.until("the caches catch up", async || {
+            let cluster = &self.context.cluster;
+            let pods = self.api::<Pod>().list(&selector).await?;
+            let services = self.api::<Service>().list(&selector).await?;
+            Ok(cluster.is_synced()
+                && versions_of(&pods.items) == versions_of(cluster.pods.of(&key))
+                && versions_of(&services.items) == versions_of(cluster.services.of(&key)))
+        })
+        .await
     }
 
     fn api<K>(&self) -> Api<K>
@@ -85,6 +107,7 @@ impl Place {
 
     /// One round, as the controller would call it.
     async fn round(&self, name: &str) -> anyhow::Result<LlamaDeployment> {
+        self.caught_up(name).await?;
         let object = self.get(name).await?;
         let object = Arc::new(DeserializeGuard(Ok(object)));
         reconcile(object, Arc::clone(&self.context)).await?;
@@ -103,6 +126,9 @@ impl Place {
         for service in self.api::<Service>().list(&selector).await? {
             let key = format!("service/{}", service.name_any());
             all.insert(key, service.resource_version());
+        }
+        for revision in self.api::<ControllerRevision>().list(&selector).await? {
+            all.insert("revision".to_owned(), revision.resource_version());
         }
         for secret in self.api::<Secret>().list(&selector).await? {
             let key = format!("secret/{}", secret.name_any());
@@ -162,6 +188,16 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Names and resourceVersions.
+fn versions_of<K: Resource>(
+    objects: impl IntoIterator<Item = impl std::ops::Deref<Target = K>>,
+) -> BTreeMap<String, Option<String>> {
+    objects
+        .into_iter()
+        .map(|object| (object.name_any(), object.resource_version()))
+        .collect()
 }
 
 fn object(name: &str, spec: &Value) -> Value {
@@ -362,6 +398,7 @@ async fn a_group_lives_and_dies(place: &Place) -> anyhow::Result<()> {
             "object",
             "pod/m-0-0",
             "pod/m-0-1",
+            "revision",
             "secret/m-rendezvous",
             "service/m",
             "service/m-ranks"

@@ -103,7 +103,7 @@ fn placement_reaches_the_pods() {
 
 #[test]
 fn the_revision_follows_what_pods_are_made_from() {
-    let revision = |changes: &Value| Cluster::new(deployment(changes)).plan().revision;
+    let revision = |changes: &Value| Cluster::new(deployment(changes)).plan().course.wanted;
     let base = revision(&json!({}));
     assert_eq!(base.len(), 8);
     for same in [

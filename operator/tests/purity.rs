@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 12] = [
+const PURE: [&str; 16] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/validate.rs",
@@ -12,7 +12,11 @@ const PURE: [&str; 12] = [
     "src/reconcile/pods.rs",
     "src/reconcile/failure.rs",
     "src/reconcile/waiting.rs",
-    "src/reconcile/groups.rs",
+    "src/reconcile/groups",
+    "src/reconcile/placement.rs",
+    "src/reconcile/policy.rs",
+    "src/reconcile/rollout.rs",
+    "src/reconcile/template.rs",
     "src/reconcile/status.rs",
     "src/reconcile/notices.rs",
     "src/reconcile/plan",

@@ -251,6 +251,7 @@ fn a_refusal_is_quoted() {
     let applied = Applied {
         refused: vec!["exceeded quota".to_owned(), "again".to_owned()],
         writes: 2,
+        ..Applied::default()
     };
     let previous = LlamaDeploymentStatus::default();
     let status = of_plan(&valid, &plan, &applied, &previous, Some(1), cluster.now);
@@ -340,7 +341,13 @@ fn an_event_names_rank_node_and_cause() {
     cluster.fail("m-0-0", &told);
     let plan = cluster.plan();
     cluster.round();
-    let all = notices("m", Some(&plan), &before, &cluster.status());
+    let all = notices(
+        "m",
+        Some((&plan, &Applied::default())),
+        &before,
+        &cluster.status(),
+        cluster.now,
+    );
     let notice = all.iter().find(|notice| notice.warning).expect("a warning");
     assert_eq!(
         (notice.reason.as_str(), notice.occurrence.as_str()),
@@ -362,8 +369,23 @@ fn serving_is_an_event_and_happens_once() {
     let (before, plan) = (cluster.status(), cluster.plan());
     cluster.round();
     let after = cluster.status();
-    let all = notices("m", Some(&plan), &before, &after);
+    let all = notices(
+        "m",
+        Some((&plan, &Applied::default())),
+        &before,
+        &after,
+        cluster.now,
+    );
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].reason, "GroupReady");
-    assert_eq!(notices("m", Some(&cluster.plan()), &after, &after), []);
+    assert_eq!(
+        notices(
+            "m",
+            Some((&cluster.plan(), &Applied::default())),
+            &after,
+            &after,
+            cluster.now
+        ),
+        []
+    );
 }

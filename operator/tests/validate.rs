@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use llama_crds::v1alpha1::LlamaDeployment;
 use llama_operator::reconcile::observe::Observed;
 use llama_operator::reconcile::validate::{Source, ValidationError, validate};
@@ -201,10 +203,12 @@ fn quantities_are_large_enough() {
 #[test]
 fn a_service_of_somebody_else_is_left_alone() {
     let service = |owner: Value| {
-        serde_json::from_value(json!({
-            "metadata": {"name": "m-ranks", "namespace": "team", "ownerReferences": owner},
-        }))
-        .expect("a Service")
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"name": "m-ranks", "namespace": "team", "ownerReferences": owner},
+            }))
+            .expect("a Service"),
+        )
     };
     let reference = |uid: &str| json!([{"apiVersion": "v1", "kind": "K", "name": "n", "uid": uid}]);
     let object = deployment(&json!({}));

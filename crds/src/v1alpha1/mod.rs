@@ -9,15 +9,22 @@
     reason = "the KubeSchema derive copies each struct into a function"
 )]
 
+mod change;
+mod duration;
 mod spec;
 mod status;
 
+pub use change::{
+    Drain, FailurePolicy, GroupRestart, MAX_RESTARTS, OnRolloutFailure, Restart, Rollout,
+    RolloutStrategy,
+};
+pub use duration::Duration;
 pub use spec::{
-    Accelerator, Context, Gpu, ImagePullPolicy, ImageSource, LlamaDeployment, LlamaDeploymentSpec,
-    MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Model, ModelSource, Parallelism,
-    Placement, PvcSource, Resources,
+    Accelerator, Context, Gang, Gpu, ImagePullPolicy, ImageSource, LlamaDeployment,
+    LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Model,
+    ModelSource, Parallelism, Placement, PvcSource, Resources, Topology,
 };
 pub use status::{
-    ConditionType, GroupFailure, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES,
-    Reason,
+    ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupStatus,
+    LlamaDeploymentStatus, MAX_GROUP_ENTRIES, Reason, RolloutFailure, RolloutStatus,
 };

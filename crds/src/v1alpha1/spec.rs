@@ -9,6 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LlamaDeploymentStatus;
+use super::change::{Drain, FailurePolicy, Restart, Rollout};
+use super::duration::Duration;
 
 /// Longest name of a LlamaDeployment: `<name>-<group>-<node>` must be a host name
 /// with room to spare, and `<name>-rendezvous` a Secret's name.
@@ -122,6 +124,27 @@ pub struct LlamaDeploymentSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
 
+    /// How groups move to a new revision of the spec.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+
+    /// How a group ends whose answers are still under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<Drain>,
+
+    /// What happens when a group fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailurePolicy>,
+
+    /// A restart that somebody asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
+
+    /// Old revisions that are kept, besides those that groups still have.
+    #[serde(default = "five")]
+    #[schemars(range(min = 0, max = 20))]
+    pub revision_history_limit: i32,
+
     /// Stop all groups and give their resources back, but keep this object.
     #[serde(default)]
     pub suspend: bool,
@@ -129,6 +152,10 @@ pub struct LlamaDeploymentSpec {
 
 fn one() -> i32 {
     1
+}
+
+fn five() -> i32 {
+    5
 }
 
 /// What to serve.
@@ -359,4 +386,50 @@ pub struct Placement {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
+
+    /// Keep the pods of a group near each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topology: Option<Topology>,
+
+    /// How the pods of a group get their nodes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gang: Option<Gang>,
+}
+
+/// Keep the pods of a group near each other. At most one of the two.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!(has(self.required) && has(self.preferred))").message("at most one of required and preferred may be set")
+)]
+pub struct Topology {
+    /// Label of nodes, such as topology.kubernetes.io/rack: all pods of a group run on
+    /// nodes with one value of it, or not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 317))]
+    pub required: Option<String>,
+
+    /// The same where there is room, and anywhere else where there is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 317))]
+    pub preferred: Option<String>,
+}
+
+/// How the pods of a group get their nodes together.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gang {
+    /// Time that the pods of a group get to reach the nodes chosen for them; then the
+    /// nodes are given back and others are chosen.
+    #[serde(default = "Duration::gang")]
+    #[schemars(schema_with = "crate::schema::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Gang {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::gang(),
+        }
+    }
 }

@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::change::RolloutStrategy;
+
 /// Most entries of `status.groups`: it bounds the size of the object.
 pub const MAX_GROUP_ENTRIES: usize = 64;
 
@@ -29,6 +31,24 @@ pub struct LlamaDeploymentStatus {
     /// Groups that serve.
     #[serde(default)]
     pub ready_replicas: i32,
+
+    /// Groups of the revision that the spec asks for.
+    #[serde(default)]
+    pub updated_replicas: i32,
+
+    /// The revision that served last as a whole: what a rollback goes to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub current_revision: Option<String>,
+
+    /// The revision that the spec asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub updated_revision: Option<String>,
+
+    /// The rollout that is under way or has halted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
 
     /// Selects one pod of each group (rank 0), for autoscalers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,7 +77,7 @@ pub struct LlamaDeploymentStatus {
 #[serde(rename_all = "camelCase")]
 pub struct GroupStatus {
     /// Place of the group, from 0. Its pods are named `<name>-<index>-<node>`.
-    #[schemars(range(min = 0, max = 255))]
+    #[schemars(range(min = 0, max = 511))]
     pub index: i32,
 
     /// Hash of what the group's pods are made from.
@@ -90,6 +110,109 @@ pub struct GroupStatus {
     /// The last failure, kept while the group serves again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<GroupFailure>,
+
+    /// Failures within the window of spec.failure.groupRestart, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub recent_failures: Vec<FailureMark>,
+
+    /// Why and since when the group ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainStatus>,
+}
+
+/// A failure, as far as later decisions need it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FailureMark {
+    /// When the operator saw it.
+    pub time: Time,
+
+    /// The node on which it began, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+
+    /// Whether it counts towards maxRestarts: pods that somebody took away do not.
+    #[serde(default)]
+    pub counts: bool,
+}
+
+/// The end of a group.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainStatus {
+    /// Why it ends.
+    pub reason: DrainReason,
+
+    /// Since when it takes no new requests.
+    pub since: Time,
+}
+
+/// Why a group ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DrainReason {
+    /// Fewer groups are wanted.
+    ScaleDown,
+    /// A group of another revision takes its place.
+    Replaced,
+    /// spec.suspend is set.
+    Suspended,
+}
+
+impl DrainReason {
+    /// The name used in status and events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ScaleDown => "ScaleDown",
+            Self::Replaced => "Replaced",
+            Self::Suspended => "Suspended",
+        }
+    }
+}
+
+/// How far a rollout is.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// How groups are replaced: what Auto chose, or what the spec says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<RolloutStrategy>,
+
+    /// What is going on and why, in a sentence.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+
+    /// Groups of the new revision that serve.
+    #[serde(default)]
+    pub updated_ready: i32,
+
+    /// When a group of the new revision last began to serve, or the rollout began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progressed_at: Option<Time>,
+
+    /// Why the revision was given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<RolloutFailure>,
+}
+
+/// Why a revision was given up.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutFailure {
+    /// The revision.
+    #[schemars(length(max = 32))]
+    pub revision: String,
+
+    /// The kind of failure in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+
+    /// What happened, in a sentence.
+    #[schemars(length(max = 1024))]
+    pub message: String,
 }
 
 /// Why a group ended: the first failure among its ranks and pods.
@@ -287,6 +410,20 @@ reasons! {
     AllPodsScheduled,
     /// No node has room, or none matches the placement.
     Unschedulable,
+    /// No nodes are free for all pods of a group together.
+    InsufficientRoom,
+    /// spec.rollout.paused is set, and groups of the old revision are left.
+    RolloutPaused,
+    /// A group of the new revision failed; the others stay as they are.
+    RolloutHalted,
+    /// A group of the new revision failed; the old revision serves again.
+    RolledBack,
+    /// A group of the new revision did not serve in time.
+    ProgressDeadlineExceeded,
+    /// The operator was asked to leave the object alone.
+    Paused,
+    /// Something that the operator made was changed by somebody, and is as before again.
+    Restored,
     /// The claim of spec.model.source.pvc does not exist.
     PersistentVolumeClaimNotFound,
     /// The claim exists but has no volume.

@@ -1,16 +1,25 @@
-//! Step 4: makes the cluster match the plan. Writes only.
+//! Step 4: makes the cluster match the plan. Writes only, and puts each answer into the
+//! caches.
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client, ResourceExt};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, Request};
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
-use super::Error;
-use super::groups::Deletion;
+use super::groups::{Deletion, GroupPlan, Hook, Placing};
+use super::placement::{self, Assignment, HOSTNAME, Need};
 use super::plan::{Plan, TOKEN_KEY};
-use crate::labels::FIELD_MANAGER;
+use super::{Error, observe::Observed};
+use crate::cluster::kinds::{OwnBudget, OwnService, PlacedPod, StoredRevision, WorkerPod};
+use crate::cluster::store::Store;
+use crate::context::Context;
+use crate::labels::{self, FIELD_MANAGER};
 
 /// Bytes of a rendezvous token before it is written as text.
 const TOKEN_BYTES: usize = 32;
@@ -21,70 +30,372 @@ pub struct Applied {
     /// Objects that the API server refused, with its words: quota, admission, Pod
     /// Security. Trying again helps only once somebody has acted.
     pub refused: Vec<String>,
+    /// Children that somebody had changed and that are as planned again.
+    pub restored: Vec<String>,
+    /// Why groups have no place, by index.
+    pub no_room: BTreeMap<u32, String>,
     /// Writes made.
     pub writes: usize,
 }
 
-/// Makes the cluster match `plan`: Services first, then deletions, then the Secret and
-/// the pods that need it.
+/// Makes the cluster match `plan`: the revision and the Services first, then labels and
+/// deletions, then the Secret and the pods that need it, then nodes for groups that wait.
 pub async fn apply(
-    client: &Client,
+    context: &Context,
     namespace: &str,
     plan: &Plan,
-    live_services: &[Service],
+    observed: &Observed,
+    now: Timestamp,
 ) -> Result<Applied, Error> {
-    let mut applied = Applied::default();
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    for service in &plan.services {
-        apply_service(&services, service, live_services, &mut applied).await?;
+    let cluster = &context.cluster;
+    let mut work = Work {
+        context,
+        namespace,
+        applied: Applied::default(),
+    };
+    if let Some(revision) = &plan.keep_revision {
+        work.create("ControllerRevision", revision, &cluster.revisions)
+            .await?;
     }
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    for service in &plan.services {
+        let live = observed.services.iter().map(AsRef::as_ref);
+        work.ensure::<_, OwnService>("Service", service, live, &cluster.services)
+            .await?;
+    }
+    for hook in plan.groups.iter().filter_map(|group| group.hook.as_ref()) {
+        work.hook(hook).await?;
+    }
     for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
-        delete_pod(&pods, deletion, &mut applied).await?;
+        work.delete("Pod", deletion, &cluster.pods).await?;
     }
     if let Some(secret) = &plan.secret {
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        create_secret(&secrets, secret, &mut applied).await?;
+        work.create_secret(secret).await?;
+    }
+    for budget in &plan.budgets {
+        let live = observed.budgets.iter().map(AsRef::as_ref);
+        work.ensure::<_, OwnBudget>("PodDisruptionBudget", budget, live, &cluster.budgets)
+            .await?;
     }
     for pod in &plan.create {
-        create(&pods, "Pod", pod, &mut applied).await?;
+        work.create("Pod", pod, &cluster.pods).await?;
     }
-    Ok(applied)
+    for group in &plan.groups {
+        if let Some(placing) = &group.place {
+            work.place(plan, group, placing, now).await?;
+        }
+    }
+    for deletion in &plan.drop_budgets {
+        work.delete("PodDisruptionBudget", deletion, &cluster.budgets)
+            .await?;
+    }
+    for deletion in &plan.drop_revisions {
+        work.delete("ControllerRevision", deletion, &cluster.revisions)
+            .await?;
+    }
+    Ok(work.applied)
 }
 
-/// Server-side apply, unless the live Service already has every field as planned.
-async fn apply_service(
-    services: &Api<Service>,
-    planned: &Service,
-    live: &[Service],
-    applied: &mut Applied,
-) -> Result<(), Error> {
-    let name = planned.name_any();
-    if live
-        .iter()
-        .any(|live| live.name_any() == name && is_as_planned(live, planned))
-    {
-        return Ok(());
+struct Work<'a> {
+    context: &'a Context,
+    namespace: &'a str,
+    applied: Applied,
+}
+
+/// A kind that is cached as `Self`, whatever it was written as.
+trait Cached: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+where
+    Self: Sized + Clone + std::fmt::Debug + DeserializeOwned,
+{
+}
+
+impl Cached for WorkerPod {}
+impl Cached for OwnService {}
+impl Cached for OwnBudget {}
+impl Cached for StoredRevision {}
+
+impl Work<'_> {
+    fn api<K: Cached>(&self) -> Api<K> {
+        Api::namespaced(self.context.client.clone(), self.namespace)
     }
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let result = services.patch(&name, &params, &Patch::Apply(planned)).await;
-    settle(result.map(|_| ()), "apply Service", &name, applied)
+
+    /// Server-side apply, unless the live object already has every field as planned.
+    async fn ensure<'a, P, K>(
+        &mut self,
+        kind: &str,
+        planned: &P,
+        mut live: impl Iterator<Item = &'a K>,
+        store: &Store<K>,
+    ) -> Result<(), Error>
+    where
+        P: Resource<DynamicType = ()> + Serialize,
+        K: Cached + Serialize + 'a,
+    {
+        let name = planned.meta().name.clone().unwrap_or_default();
+        let wanted = full(planned)?;
+        let found = live.find(|live| live.name_any() == name);
+        let ours = match found {
+            None => None,
+            Some(found) => Some(serde_json::to_value(found).map_err(Error::Encode)?),
+        };
+        if ours.as_ref().is_some_and(|live| includes(live, &wanted)) {
+            return Ok(());
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let result = self
+            .api::<K>()
+            .patch(&name, &params, &Patch::Apply(&wanted))
+            .await;
+        let written = self.settle(result, &format!("apply {kind}"), &name)?;
+        if let Some(object) = written {
+            if ours.is_some() {
+                self.applied.restored.push(format!("{kind} {name}"));
+            }
+            store.wrote(object);
+        }
+        Ok(())
+    }
+
+    /// Creates `object`; one that exists already stays as it is. Not server-side apply:
+    /// that would change a pod of this name that is about to end, or is somebody else's.
+    async fn create<P, K>(&mut self, kind: &str, object: &P, store: &Store<K>) -> Result<(), Error>
+    where
+        P: Resource<DynamicType = ()> + Serialize,
+        K: Cached,
+    {
+        let name = object.meta().name.clone().unwrap_or_default();
+        let body = serde_json::to_vec(&full(object)?).map_err(Error::Encode)?;
+        let attempt = format!("create {kind}");
+        let url = K::url_path(&(), Some(self.namespace));
+        let request = Request::new(url)
+            .create(&post(), body)
+            .map_err(|source| Error::Request(attempt.clone(), source))?;
+        let result = self.context.client.request::<K>(request).await;
+        if let Err(kube::Error::Api(status)) = &result
+            && status.is_already_exists()
+        {
+            return Ok(());
+        }
+        if let Some(written) = self.settle(result, &attempt, &name)? {
+            store.wrote(written);
+        }
+        Ok(())
+    }
+
+    /// Deletes the very object that was observed, and no later one of the same name.
+    async fn delete<K: Cached>(
+        &mut self,
+        kind: &str,
+        deletion: &Deletion,
+        store: &Store<K>,
+    ) -> Result<(), Error> {
+        let mut params = DeleteParams::background().preconditions(Preconditions {
+            uid: Some(deletion.uid.clone()),
+            resource_version: None,
+        });
+        params.grace_period_seconds = deletion.grace;
+        match self.api::<K>().delete(&deletion.name, &params).await {
+            Ok(answer) => {
+                self.applied.writes += 1;
+                if let Some(object) = answer.left() {
+                    let meta = object.meta();
+                    // With a grace the kubelet has yet to end it.
+                    if meta
+                        .deletion_grace_period_seconds
+                        .is_some_and(|time| time > 0)
+                    {
+                        store.wrote(object);
+                    } else {
+                        store.removed(&object);
+                    }
+                }
+                Ok(())
+            }
+            // Gone already, or a younger object has the name: both are what was wanted.
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(())
+            }
+            Err(source) => {
+                let attempt = format!("delete {kind} {}", deletion.name);
+                Err(Error::api("apply", attempt, source))
+            }
+        }
+    }
+
+    /// Sends clients to a pod, or not any more.
+    async fn hook(&mut self, hook: &Hook) -> Result<(), Error> {
+        let value = if hook.on {
+            json!(labels::TRUE)
+        } else {
+            Value::Null
+        };
+        let patch = json!({"metadata": {
+            "uid": hook.uid,
+            "labels": {labels::SERVING: value},
+        }});
+        let attempt = if hook.on {
+            "send clients to pod"
+        } else {
+            "send clients away from pod"
+        };
+        if let Some(written) = self.patch_pod(&hook.pod, &patch, attempt).await? {
+            self.context.cluster.pods.wrote(read(&written)?);
+        }
+        Ok(())
+    }
+
+    /// Chooses nodes for the pods of a group, all of them, and lets the scheduler look.
+    async fn place(
+        &mut self,
+        plan: &Plan,
+        group: &GroupPlan,
+        placing: &Placing,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let Some(template) = plan.templates.of(&placing.revision) else {
+            return Ok(());
+        };
+        let cluster = &self.context.cluster;
+        let _alone = cluster.placing.lock().await;
+        let Some(nodes) = cluster.capacity.nodes() else {
+            return Ok(());
+        };
+        let need = Need::of(&template.deployment, placing.avoid.clone());
+        match placement::place(&need, &nodes) {
+            Ok(assignment) => self.open_gates(placing, &assignment, now).await,
+            Err(why) => {
+                let index = u32::try_from(group.status.index).unwrap_or_default();
+                self.applied.no_room.insert(index, why.0);
+                Ok(())
+            }
+        }
+    }
+
+    async fn open_gates(
+        &mut self,
+        placing: &Placing,
+        assignment: &Assignment,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        for ((name, uid, gates), seat) in placing.pods.iter().zip(assignment) {
+            let gates: Vec<_> = gates.iter().map(|gate| json!({"name": gate})).collect();
+            let patch = json!({
+                "metadata": {
+                    "uid": uid,
+                    "annotations": {
+                        labels::ASSIGNED_NODE: seat.node,
+                        labels::ASSIGNED_AT: now.to_string(),
+                    },
+                },
+                "spec": {
+                    "nodeSelector": {HOSTNAME: seat.hostname},
+                    "schedulingGates": gates,
+                },
+            });
+            let written = self
+                .patch_pod(name, &patch, "choose a node for pod")
+                .await?;
+            if let Some(written) = written {
+                let cluster = &self.context.cluster;
+                cluster.capacity.wrote(&read::<PlacedPod>(&written)?);
+                cluster.pods.wrote(read(&written)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// A merge patch of a pod; `None` when the pod is gone or the API server refused.
+    async fn patch_pod(
+        &mut self,
+        name: &str,
+        patch: &Value,
+        attempt: &str,
+    ) -> Result<Option<Value>, Error> {
+        let url = WorkerPod::url_path(&(), Some(self.namespace));
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let request = Request::new(url)
+            .patch(name, &params, &Patch::Merge(patch))
+            .map_err(|source| Error::Request(format!("{attempt} {name}"), source))?;
+        match self.context.client.request::<Value>(request).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(None)
+            }
+            result => self.settle(result, attempt, name),
+        }
+    }
+
+    /// Creates the Secret with a new token; one that exists keeps its token.
+    async fn create_secret(&mut self, planned: &Secret) -> Result<(), Error> {
+        let secret = Secret {
+            data: Some(BTreeMap::from([(
+                TOKEN_KEY.to_owned(),
+                ByteString(token()?),
+            )])),
+            ..planned.clone()
+        };
+        let secrets: Api<Secret> = Api::namespaced(self.context.client.clone(), self.namespace);
+        match secrets.create(&post(), &secret).await {
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            result => {
+                self.settle(result.map(|_| ()), "create Secret", &secret.name_any())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a write, keeps a refusal for status, and passes everything else on.
+    fn settle<T>(
+        &mut self,
+        result: Result<T, kube::Error>,
+        attempt: &str,
+        name: &str,
+    ) -> Result<Option<T>, Error> {
+        match result {
+            Ok(written) => {
+                self.applied.writes += 1;
+                Ok(Some(written))
+            }
+            Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_invalid() => {
+                let text = format!(
+                    "the API server refused to {attempt} {name}: {}",
+                    status.message
+                );
+                self.applied.refused.push(text);
+                Ok(None)
+            }
+            Err(source) => Err(Error::api("apply", format!("{attempt} {name}"), source)),
+        }
+    }
+}
+
+fn post() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+/// `object` with its kind, as the API server wants it.
+fn full<P: Resource<DynamicType = ()> + Serialize>(object: &P) -> Result<Value, Error> {
+    let mut value = serde_json::to_value(object).map_err(Error::Encode)?;
+    value["apiVersion"] = json!(P::api_version(&()));
+    value["kind"] = json!(P::kind(&()));
+    Ok(value)
+}
+
+fn read<K: DeserializeOwned>(value: &Value) -> Result<K, Error> {
+    K::deserialize(value).map_err(Error::Encode)
 }
 
 /// Whether every field of `planned` has its value in `live`, whatever else that has.
-fn is_as_planned(live: &Service, planned: &Service) -> bool {
-    let json = |service: &Service| serde_json::to_value(service);
-    match (json(live), json(planned)) {
-        (Ok(live), Ok(planned)) => includes(&live, &planned),
-        _ => false,
-    }
-}
-
-fn includes(live: &serde_json::Value, planned: &serde_json::Value) -> bool {
-    use serde_json::Value::{Array, Object};
+fn includes(live: &Value, planned: &Value) -> bool {
+    use Value::{Array, Object};
     match (live, planned) {
         (Object(live), Object(planned)) => planned
             .iter()
+            .filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind"))
             .all(|(key, value)| live.get(key).is_some_and(|live| includes(live, value))),
         (Array(live), Array(planned)) => {
             live.len() == planned.len()
@@ -95,48 +406,6 @@ fn includes(live: &serde_json::Value, planned: &serde_json::Value) -> bool {
         }
         (live, planned) => live == planned,
     }
-}
-
-/// Deletes the very pod that was observed, and no later one of the same name.
-async fn delete_pod(
-    pods: &Api<Pod>,
-    deletion: &Deletion,
-    applied: &mut Applied,
-) -> Result<(), Error> {
-    let mut params = DeleteParams::default().preconditions(Preconditions {
-        uid: Some(deletion.uid.clone()),
-        resource_version: None,
-    });
-    params.grace_period_seconds = deletion.grace;
-    match pods.delete(&deletion.name, &params).await {
-        Ok(_) => {
-            applied.writes += 1;
-            Ok(())
-        }
-        // Gone already, or a younger pod has the name: both are what was wanted.
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-        Err(source) => Err(Error::api(
-            "apply",
-            format!("delete Pod {}", deletion.name),
-            source,
-        )),
-    }
-}
-
-/// Creates the Secret with a new token; one that exists keeps its token.
-async fn create_secret(
-    secrets: &Api<Secret>,
-    planned: &Secret,
-    applied: &mut Applied,
-) -> Result<(), Error> {
-    let secret = Secret {
-        data: Some(BTreeMap::from([(
-            TOKEN_KEY.to_owned(),
-            ByteString(token()?),
-        )])),
-        ..planned.clone()
-    };
-    create(secrets, "Secret", &secret, applied).await
 }
 
 /// Sixty-four hexadecimal digits from the kernel's random numbers.
@@ -150,53 +419,9 @@ fn token() -> Result<Vec<u8>, Error> {
         .collect())
 }
 
-/// Creates `object`; one that exists already stays as it is. Not server-side apply:
-/// that would change a pod of this name that is about to end, or is somebody else's.
-async fn create<K>(api: &Api<K>, kind: &str, object: &K, applied: &mut Applied) -> Result<(), Error>
-where
-    K: kube::Resource + serde::Serialize + serde::de::DeserializeOwned + Clone + std::fmt::Debug,
-{
-    let params = PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    match api.create(&params, object).await {
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
-        result => {
-            let attempt = format!("create {kind}");
-            settle(result.map(|_| ()), &attempt, &object.name_any(), applied)
-        }
-    }
-}
-
-/// Counts a write, keeps a refusal for status, and passes everything else on.
-fn settle(
-    result: Result<(), kube::Error>,
-    attempt: &str,
-    name: &str,
-    applied: &mut Applied,
-) -> Result<(), Error> {
-    match result {
-        Ok(()) => {
-            applied.writes += 1;
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.is_forbidden() || status.is_invalid() => {
-            let text = format!(
-                "the API server refused to {attempt} {name}: {}",
-                status.message
-            );
-            applied.refused.push(text);
-            Ok(())
-        }
-        Err(source) => Err(Error::api("apply", format!("{attempt} {name}"), source)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn defaults_of_the_api_server_are_no_difference() {

@@ -28,6 +28,8 @@ pub struct Cause {
     pub permanent: bool,
     /// Whether the model itself is at fault.
     pub concerns_model: bool,
+    /// Whether somebody took the pod away: no fault of the group.
+    pub is_disruption: bool,
     at: Timestamp,
 }
 
@@ -143,6 +145,7 @@ fn of_container(
         pod: pod.name.to_owned(),
         permanent,
         concerns_model: category.is_some_and(FailureCategory::concerns_model),
+        is_disruption: false,
         at,
     }
 }
@@ -187,22 +190,22 @@ fn of_deletion(pod: &PodView<'_>) -> Cause {
         pod: pod.name.to_owned(),
         permanent: false,
         concerns_model: false,
+        is_disruption: true,
         at: asked,
     }
 }
 
 /// A pod that the kubelet or the control plane ended without a container's word.
 fn of_pod_status(pod: &PodView<'_>) -> Cause {
-    let status = pod.pod.status.as_ref();
-    let reason = status.and_then(|status| status.reason.as_deref());
-    let text = status
-        .and_then(|status| status.message.as_deref())
-        .unwrap_or("no message");
-    let reason = match reason {
-        Some("Evicted" | "Preempted") => Reason::PodEvicted.as_str(),
-        Some("NodeLost" | "NodeShutdown" | "Shutdown" | "Terminated") => Reason::NodeLost.as_str(),
-        Some(other) => other,
-        None => Reason::ContainerExited.as_str(),
+    let status = &pod.pod.status;
+    let text = status.message.as_deref().unwrap_or("no message");
+    let (reason, is_disruption) = match status.reason.as_deref() {
+        Some("Evicted" | "Preempted") => (Reason::PodEvicted.as_str(), true),
+        Some("NodeLost" | "NodeShutdown" | "Shutdown" | "Terminated") => {
+            (Reason::NodeLost.as_str(), true)
+        }
+        Some(other) => (other, false),
+        None => (Reason::ContainerExited.as_str(), false),
     };
     Cause {
         reason: reason.to_owned(),
@@ -212,6 +215,7 @@ fn of_pod_status(pod: &PodView<'_>) -> Cause {
         pod: pod.name.to_owned(),
         permanent: false,
         concerns_model: false,
+        is_disruption,
         at: Timestamp::MAX,
     }
 }
@@ -226,6 +230,7 @@ pub fn vanished(pod: &str) -> Cause {
         pod: pod.to_owned(),
         permanent: false,
         concerns_model: false,
+        is_disruption: true,
         at: Timestamp::MAX,
     }
 }

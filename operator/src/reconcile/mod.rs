@@ -9,10 +9,14 @@ pub mod failure;
 pub mod groups;
 pub mod notices;
 pub mod observe;
+pub mod placement;
 pub mod plan;
 pub mod pods;
+pub mod policy;
 pub mod quantity;
+pub mod rollout;
 pub mod status;
+pub mod template;
 pub mod validate;
 pub mod waiting;
 
@@ -28,12 +32,19 @@ use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
 
+use crate::cluster::states;
+use crate::cluster::store::version;
 use crate::context::Context;
 use crate::events::{self, Notice};
-use crate::labels::FIELD_MANAGER;
+use crate::labels::{self, FIELD_MANAGER};
+
+use self::observe::Observed;
 
 /// A round without an event, in case one was missed.
 const SAFETY_ROUND: Duration = Duration::from_mins(10);
+
+/// Pause while the caches fill.
+const SYNC_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a round could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +69,12 @@ pub enum Error {
     /// The round took too long.
     #[error("the round took more than {0:?}")]
     TimedOut(Duration),
+    /// An object could not be written or read as JSON.
+    #[error("encode or decode an object")]
+    Encode(#[source] serde_json::Error),
+    /// A request could not be made.
+    #[error("{0}")]
+    Request(String, #[source] kube::core::request::Error),
     /// No random numbers.
     #[error("draw a rendezvous token")]
     Random(#[source] getrandom::Error),
@@ -80,6 +97,7 @@ impl Error {
             Self::Refused(_) => "refused",
             Self::Conflict(_) => "conflict",
             Self::TimedOut(_) => "timeout",
+            Self::Encode(_) | Self::Request(..) => "encode",
             Self::Random(_) => "random",
         }
     }
@@ -131,7 +149,12 @@ async fn dispatch(object: &Guarded, context: &Context) -> Result<Action, Error> 
     if object.meta().deletion_timestamp.is_some() {
         context.backoff.forget(&key(object));
         context.metrics.forget(&key(object));
+        let uid = object.meta().uid.as_deref().unwrap_or_default();
+        context.cluster.forget(uid);
         return Ok(Action::await_change());
+    }
+    if !context.cluster.is_synced() {
+        return Ok(Action::requeue(SYNC_PAUSE));
     }
     match &object.0 {
         Ok(object) => round(object, context).await,
@@ -141,9 +164,8 @@ async fn dispatch(object: &Guarded, context: &Context) -> Result<Action, Error> 
 
 async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Error> {
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
-    let client = &context.client;
-    let observed = observe::observe(client, &namespace, &name, object).await?;
-    let previous = object.status.clone().unwrap_or_default();
+    let previous = latest_status(object, context);
+    let mut observed = observe::observe(context, &namespace, &name, object).await?;
     let generation = object.metadata.generation;
     let now = now();
     let target = Target {
@@ -163,9 +185,24 @@ async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Er
             };
         }
     };
+    if is_paused(object) {
+        let status = status::of_paused(&previous, generation, now);
+        target.report(context, None, &status, now).await?;
+        return Ok(Action::requeue(SAFETY_ROUND));
+    }
+    let revision = plan::revision(&deployment);
+    let closed = !observed.closed_nodes.is_empty();
+    if groups::needs_room(&previous, &revision, observed.has_gated(), closed) {
+        observed.nodes = context.cluster.capacity.nodes();
+    }
+    if groups::needs_loads(&previous, &revision, deployment.wanted_groups()) {
+        ask_leaders(&observed, context).await;
+        observed.states = observe::states(context, &observed.pods);
+    }
     let settings = &context.settings.worker;
-    let plan = plan::plan(&deployment, settings, &observed, &previous.groups, now);
-    let applied = apply::apply(client, &namespace, &plan, &observed.services).await?;
+    let mut plan = plan::plan(object, &deployment, settings, &observed, &previous, now);
+    let applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
+    plan.note_room(&applied.no_room);
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
     for group in plan
         .groups
@@ -179,12 +216,45 @@ async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Er
     context
         .metrics
         .groups(&format!("{namespace}/{name}"), wanted, serving);
-    target.report(context, Some(&plan), &status, now).await?;
+    target
+        .report(context, Some((&plan, &applied)), &status, now)
+        .await?;
     if let Some(refusal) = applied.refused.into_iter().next() {
         return Err(Error::Refused(refusal));
     }
     let next = plan.wake_after().unwrap_or(SAFETY_ROUND);
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
+}
+
+/// The status of `object`, or a later one that we wrote and the watch has yet to tell of.
+fn latest_status(object: &LlamaDeployment, context: &Context) -> LlamaDeploymentStatus {
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let newer = context.cluster.newer_status(uid, version(object));
+    newer.or_else(|| object.status.clone()).unwrap_or_default()
+}
+
+/// Whether somebody asked the operator to leave the object alone.
+fn is_paused(object: &LlamaDeployment) -> bool {
+    let value = object.annotations().get(labels::PAUSE);
+    value.is_some_and(|value| value == labels::TRUE)
+}
+
+/// Asks the first pods of groups how busy they are.
+async fn ask_leaders(observed: &Observed, context: &Context) {
+    let questions = observed.pods.iter().filter_map(|pod| {
+        let view = pods::PodView::read(pod)?;
+        let answers = view.node == 0 && view.phase() == "Running";
+        let address = pod.status.pod_ip.as_deref()?.parse().ok()?;
+        answers.then(|| states::Question {
+            uid: view.uid.to_owned(),
+            address,
+        })
+    });
+    let questions: Vec<_> = questions.collect();
+    let asked = questions
+        .iter()
+        .map(|question| context.cluster.states.ask(question));
+    futures::future::join_all(asked).await;
 }
 
 /// An object that this version cannot read, for example one written under another schema.
@@ -250,12 +320,12 @@ impl Target<'_> {
     async fn report(
         &self,
         context: &Context,
-        plan: Option<&plan::Plan>,
+        made: Option<(&plan::Plan, &apply::Applied)>,
         status: &LlamaDeploymentStatus,
         now: Timestamp,
     ) -> Result<(), Error> {
         let name = self.reference.name.as_deref().unwrap_or_default();
-        for notice in notices::notices(name, plan, self.previous, status) {
+        for notice in notices::notices(name, made, self.previous, status, now) {
             self.publish(context, &notice, now).await;
         }
         if status == self.previous {
@@ -311,7 +381,12 @@ impl Target<'_> {
             .patch_status(name, &params, &Patch::Apply(&body))
             .await;
         match written {
-            Ok(_) => Ok(()),
+            Ok(object) => {
+                let uid = self.reference.uid.as_deref().unwrap_or_default();
+                let version = version(&object);
+                context.cluster.wrote_status(uid, version, status.clone());
+                Ok(())
+            }
             // It was deleted meanwhile.
             Err(kube::Error::Api(reply)) if reply.is_not_found() => Ok(()),
             Err(source) => Err(Error::api(

@@ -1,7 +1,9 @@
 //! Which events a round is worth. Pure.
 
+use jiff::Timestamp;
 use llama_crds::v1alpha1::{ConditionType, GroupPhase, LlamaDeploymentStatus, Reason};
 
+use super::apply::Applied;
 use super::failure::Cause;
 use super::groups::NewFailure;
 use super::plan::Plan;
@@ -10,7 +12,7 @@ use crate::events::Notice;
 use crate::names;
 
 /// Reasons of Ready that are worth a warning, besides failures, which have their own.
-const WARNINGS: [Reason; 10] = [
+const WARNINGS: [Reason; 13] = [
     Reason::PersistentVolumeClaimNotFound,
     Reason::PersistentVolumeClaimPending,
     Reason::PersistentVolumeClaimLost,
@@ -21,18 +23,25 @@ const WARNINGS: [Reason; 10] = [
     Reason::NameConflict,
     Reason::InvalidSpec,
     Reason::Unschedulable,
+    Reason::InsufficientRoom,
+    Reason::RolloutHalted,
+    Reason::RolledBack,
 ];
 
-/// Events of a round that led from `before` to `after`. `plan` is `None` when there was
+/// Events of a round that led from `before` to `after`. `made` is `None` when there was
 /// nothing valid to plan.
 pub fn notices(
     name: &str,
-    plan: Option<&Plan>,
+    made: Option<(&Plan, &Applied)>,
     before: &LlamaDeploymentStatus,
     after: &LlamaDeploymentStatus,
+    now: Timestamp,
 ) -> Vec<Notice> {
     let mut all = Vec::new();
-    for group in plan.iter().flat_map(|plan| &plan.groups) {
+    if let Some((_, applied)) = made {
+        all.extend(applied.restored.iter().map(|child| of_restored(child, now)));
+    }
+    for group in made.iter().flat_map(|(plan, _)| &plan.groups) {
         let status = &group.status;
         let group_name = format!("{name}-{}", status.index);
         let occurrence = format!("{}-{}", status.index, status.epoch);
@@ -44,6 +53,19 @@ pub fn notices(
             matches!(old.phase, GroupPhase::Ready | GroupPhase::Unready)
                 && old.epoch == status.epoch
         });
+        if let (Some(drain), None) = (&status.drain, old.and_then(|old| old.drain.as_ref())) {
+            all.push(Notice {
+                warning: false,
+                reason: "GroupEnding".to_owned(),
+                action: "Drain",
+                note: format!(
+                    "group {group_name} ends ({}): it takes no new requests and finishes those \
+                     under way",
+                    drain.reason.as_str()
+                ),
+                occurrence: occurrence.clone(),
+            });
+        }
         if group.is_ready() && !served {
             all.push(Notice {
                 warning: false,
@@ -60,6 +82,24 @@ pub fn notices(
     }
     all.extend(of_condition(before, after));
     all
+}
+
+/// Somebody changed a child of ours.
+fn of_restored(child: &str, now: Timestamp) -> Notice {
+    Notice {
+        warning: true,
+        reason: Reason::Restored.to_string(),
+        action: "Restore",
+        note: format!(
+            "{child} was changed by somebody and is as before again; change the LlamaDeployment \
+             instead"
+        ),
+        occurrence: format!(
+            "{}-{}",
+            child.to_ascii_lowercase().replace(' ', "-"),
+            now.as_second()
+        ),
+    }
 }
 
 fn of_failure(name: &str, failure: &NewFailure, phase: GroupPhase) -> Notice {

@@ -1,12 +1,18 @@
 //! Step 1: what the cluster holds for one deployment. Reads only.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
-use kube::api::ListParams;
-use kube::{Api, Client};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::Api;
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::Error;
-use crate::{labels, names};
+use super::pods::PodView;
+use crate::cluster::capacity::NodeRoom;
+use crate::cluster::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
+use crate::context::Context;
 
 /// The claim that holds the model.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,58 +26,89 @@ pub enum Claim {
     Found(Box<PersistentVolumeClaim>),
 }
 
+/// What the first pod of a group said last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderState {
+    /// Requests that it works on or that wait.
+    pub load: u32,
+    /// How long ago it said so.
+    pub age: Duration,
+}
+
 /// What the cluster holds for one deployment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     /// Pods with the deployment's label, whoever owns them.
-    pub pods: Vec<Pod>,
+    pub pods: Vec<Arc<WorkerPod>>,
     /// Services of the names that the deployment needs, whoever owns them.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<OwnService>>,
+    /// `PodDisruptionBudgets` with the deployment's label.
+    pub budgets: Vec<Arc<OwnBudget>>,
+    /// Its revisions.
+    pub revisions: Vec<Arc<StoredRevision>>,
     /// The claim that holds the model.
     pub claim: Claim,
+    /// What first pods said, by their UID.
+    pub states: BTreeMap<String, LeaderState>,
+    /// Whether the operator may see what nodes have free.
+    pub sees_nodes: bool,
+    /// Nodes that take no new pods.
+    pub closed_nodes: BTreeSet<String>,
+    /// What nodes have free, where that was needed and may be seen.
+    pub nodes: Option<Vec<NodeRoom>>,
 }
 
-/// Reads everything that planning needs, straight from the API server: no cache that
-/// could be behind our own writes.
+impl Observed {
+    /// Whether any pod waits for nodes to be chosen.
+    pub fn has_gated(&self) -> bool {
+        let views = self.pods.iter().filter_map(|pod| PodView::read(pod));
+        views.into_iter().any(|pod| pod.is_gated())
+    }
+}
+
+/// Collects everything that planning needs, from caches that our own writes are in.
 pub async fn observe(
-    client: &Client,
+    context: &Context,
     namespace: &str,
     name: &str,
     object: &LlamaDeployment,
 ) -> Result<Observed, Error> {
-    let failed = |what: &str| {
-        let attempt = format!("read {what} of LlamaDeployment {namespace}/{name}");
-        move |source| Error::api("observe", attempt, source)
-    };
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let selector = ListParams::default().labels(&labels::of_deployment(name));
-    let client_service = names::client_service(name);
-    let ranks_service = names::ranks_service(name);
-    let claim_name = object.spec.model.source.pvc.as_ref();
-    let claim = async {
-        match claim_name {
-            None => Ok(Claim::NotNeeded),
-            Some(pvc) => Ok(claims
-                .get_opt(&pvc.claim_name)
-                .await?
-                .map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim)))),
+    let cluster = &context.cluster;
+    let key = (namespace.to_owned(), name.to_owned());
+    let claim = match &object.spec.model.source.pvc {
+        None => Claim::NotNeeded,
+        Some(pvc) => {
+            let claims: Api<PersistentVolumeClaim> =
+                Api::namespaced(context.client.clone(), namespace);
+            let found = claims.get_opt(&pvc.claim_name).await;
+            let found = found.map_err(|source| {
+                let attempt = format!("read the claim of LlamaDeployment {namespace}/{name}");
+                Error::api("observe", attempt, source)
+            })?;
+            found.map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim)))
         }
     };
-    let (pods, client_service, ranks_service, claim) = tokio::join!(
-        pods.list(&selector),
-        services.get_opt(&client_service),
-        services.get_opt(&ranks_service),
-        claim
-    );
-    let services = [
-        client_service.map_err(failed("the client Service"))?,
-        ranks_service.map_err(failed("the ranks Service"))?,
-    ];
+    let pods = cluster.pods.of(&key);
     Ok(Observed {
-        pods: pods.map_err(failed("the pods"))?.items,
-        services: services.into_iter().flatten().collect(),
-        claim: claim.map_err(failed("the model's claim"))?,
+        services: cluster.services.of(&key),
+        budgets: cluster.budgets.of(&key),
+        revisions: cluster.revisions.of(&key),
+        claim,
+        states: states(context, &pods),
+        sees_nodes: cluster.capacity.is_synced(),
+        closed_nodes: cluster.capacity.closed(),
+        nodes: None,
+        pods,
     })
+}
+
+/// What the first pods among `pods` said last.
+pub fn states(context: &Context, pods: &[Arc<WorkerPod>]) -> BTreeMap<String, LeaderState> {
+    pods.iter()
+        .filter_map(|pod| {
+            let uid = pod.metadata.uid.clone()?;
+            let state = context.cluster.states.get(&uid)?;
+            Some((uid, state))
+        })
+        .collect()
 }

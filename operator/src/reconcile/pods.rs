@@ -1,15 +1,17 @@
 //! Pods of a group as planning sees them. Pure.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::cluster::kinds::WorkerPod;
 use crate::labels;
 
 /// One of our pods, read into what decides about its group.
 #[derive(Clone, Copy, Debug)]
 pub struct PodView<'a> {
     /// The pod.
-    pub pod: &'a Pod,
+    pub pod: &'a WorkerPod,
     /// Its name.
     pub name: &'a str,
     /// Its UID.
@@ -26,7 +28,7 @@ pub struct PodView<'a> {
 
 impl<'a> PodView<'a> {
     /// Reads `pod`; `None` when it does not carry the labels that we give.
-    pub fn read(pod: &'a Pod) -> Option<Self> {
+    pub fn read(pod: &'a WorkerPod) -> Option<Self> {
         let meta = &pod.metadata;
         let labels = meta.labels.as_ref()?;
         let label = |key: &str| labels.get(key).map(String::as_str);
@@ -57,10 +59,7 @@ impl<'a> PodView<'a> {
 
     /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
     pub fn phase(&self) -> &'a str {
-        let status = self.pod.status.as_ref();
-        status
-            .and_then(|status| status.phase.as_deref())
-            .unwrap_or("Pending")
+        self.pod.status.phase.as_deref().unwrap_or("Pending")
     }
 
     /// Whether all its containers are over.
@@ -83,12 +82,33 @@ impl<'a> PodView<'a> {
 
     /// The node that runs it.
     pub fn node_name(&self) -> Option<&'a str> {
-        self.pod.spec.as_ref()?.node_name.as_deref()
+        self.pod.spec.node_name.as_deref()
+    }
+
+    /// Whether it waits for nodes to be chosen for its whole group.
+    pub fn is_gated(&self) -> bool {
+        let gates = &self.pod.spec.scheduling_gates;
+        gates.iter().any(|gate| gate.name == labels::GANG_GATE)
+    }
+
+    /// When a node was chosen for it that it has not reached yet.
+    pub fn assigned_at(&self) -> Option<Timestamp> {
+        if self.node_name().is_some() {
+            return None;
+        }
+        let annotations = self.pod.metadata.annotations.as_ref()?;
+        annotations.get(labels::ASSIGNED_AT)?.parse().ok()
+    }
+
+    /// Whether the Service of clients selects it.
+    pub fn is_hooked(&self) -> bool {
+        let labels = self.pod.metadata.labels.as_ref();
+        labels.is_some_and(|labels| labels.contains_key(labels::SERVING))
     }
 
     /// The condition of type `type_`.
     pub fn condition(&self, type_: &str) -> Option<&'a PodCondition> {
-        let conditions = self.pod.status.as_ref()?.conditions.as_deref()?;
+        let conditions = &self.pod.status.conditions;
         conditions.iter().find(|condition| condition.type_ == type_)
     }
 
@@ -102,11 +122,10 @@ impl<'a> PodView<'a> {
 
     /// Statuses of its containers, those of initialization first.
     pub fn containers(&self) -> impl Iterator<Item = &'a ContainerStatus> + use<'a> {
-        let status = self.pod.status.as_ref();
-        let init = status.and_then(|status| status.init_container_statuses.as_deref());
-        let main = status.and_then(|status| status.container_statuses.as_deref());
-        init.unwrap_or_default()
+        let status = &self.pod.status;
+        status
+            .init_container_statuses
             .iter()
-            .chain(main.unwrap_or_default())
+            .chain(&status.container_statuses)
     }
 }

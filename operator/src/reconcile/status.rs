@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use llama_crds::v1alpha1::{
-    ConditionType, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES, Reason,
+    ConditionType, DrainReason, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES,
+    Reason, RolloutStatus,
 };
 
 use super::apply::Applied;
@@ -78,6 +79,39 @@ pub fn of_invalid(
     }
 }
 
+/// Status of a deployment that the operator was asked to leave alone.
+pub fn of_paused(
+    previous: &LlamaDeploymentStatus,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> LlamaDeploymentStatus {
+    let message = format!(
+        "The annotation {} is true: nothing is changed, and what fails stays as it is.",
+        labels::PAUSE
+    );
+    let mut verdicts: Vec<_> = previous
+        .conditions
+        .iter()
+        .filter_map(|old| {
+            let type_ = ConditionType::ALL
+                .into_iter()
+                .find(|type_| type_.as_str() == old.type_)?;
+            let status = ["True", "False"]
+                .into_iter()
+                .find(|status| *status == old.status)
+                .unwrap_or("Unknown");
+            Some((type_, Verdict::new(status, &old.reason, &old.message)))
+        })
+        .filter(|(type_, _)| *type_ != ConditionType::Reconciling)
+        .collect();
+    let paused = Verdict::new("False", Reason::Paused, message);
+    verdicts.push((ConditionType::Reconciling, paused));
+    LlamaDeploymentStatus {
+        conditions: conditions(verdicts, previous, generation, now),
+        ..previous.clone()
+    }
+}
+
 /// Status of a deployment that was planned and applied.
 pub fn of_plan(
     deployment: &ValidDeployment,
@@ -107,6 +141,10 @@ pub fn of_plan(
                 .count(),
         ),
         ready_replicas: count(view.serving),
+        updated_replicas: count(view.updated().count()),
+        current_revision: view.current_revision(previous),
+        updated_revision: Some(plan.course.wanted.clone()),
+        rollout: view.rollout(previous, now),
         selector: Some(labels::one_pod_a_group(&deployment.name)),
         url: Some(names::url(&deployment.name, &deployment.namespace)),
         served_name: Some(deployment.served_name.clone()),
@@ -119,7 +157,7 @@ pub fn of_plan(
 fn entries(groups: &[GroupPlan]) -> Vec<GroupStatus> {
     let mut entries: Vec<_> = groups.iter().map(|group| group.status.clone()).collect();
     entries.sort_by_key(|entry| {
-        let history = entry.epoch > 0 || entry.last_failure.is_some();
+        let history = entry.epoch > 0 || entry.last_failure.is_some() || entry.drain.is_some();
         (!history, entry.index)
     });
     entries.truncate(MAX_GROUP_ENTRIES);
@@ -140,30 +178,106 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn new(deployment: &'a ValidDeployment, plan: &'a Plan, applied: &'a Applied) -> Self {
-        let wanted = plan.groups.iter().filter(|group| group.wanted);
+        let ready = |group: &&GroupPlan| group.is_wanted() && group.is_ready();
+        let serving = plan.groups.iter().filter(ready).count();
+        let updated = plan
+            .groups
+            .iter()
+            .filter(ready)
+            .filter(|group| group.status.revision == plan.course.wanted)
+            .count();
+        let wanted = usize::try_from(deployment.wanted_groups()).unwrap_or(usize::MAX);
+        let kept = (serving - updated).min(deployment.change.rollout.partition);
         Self {
             deployment,
             plan,
             applied,
-            wanted: wanted.clone().count(),
-            serving: plan.groups.iter().filter(|group| group.is_ready()).count(),
-            settled: wanted
-                .filter(|group| group.is_ready() && group.status.revision == plan.revision)
-                .count(),
+            wanted,
+            serving,
+            settled: (updated + kept).min(wanted),
         }
     }
 
     fn wanted_groups(&self) -> impl Iterator<Item = &'a GroupPlan> + use<'a> {
-        self.plan.groups.iter().filter(|group| group.wanted)
+        self.plan.groups.iter().filter(|group| group.is_wanted())
+    }
+
+    /// Groups of the revision that the spec asks for.
+    fn updated(&self) -> impl Iterator<Item = &'a GroupPlan> + use<'a> {
+        let wanted = &self.plan.course.wanted;
+        self.wanted_groups()
+            .filter(move |group| group.status.revision == *wanted)
     }
 
     fn ending(&self) -> usize {
-        self.plan.groups.len() - self.wanted
+        let ending = |group: &&GroupPlan| !group.is_wanted();
+        self.plan.groups.iter().filter(ending).count()
     }
 
     fn failed(&self) -> Option<&'a GroupPlan> {
         self.wanted_groups()
             .find(|group| group.status.phase == GroupPhase::Failed)
+    }
+
+    /// The revision that serves as a whole, or did last.
+    fn current_revision(&self, previous: &LlamaDeploymentStatus) -> Option<String> {
+        let all = self.updated().filter(|group| group.is_ready()).count();
+        if self.wanted > 0 && all >= self.wanted && self.wanted_groups().count() == all {
+            return Some(self.plan.course.wanted.clone());
+        }
+        previous.current_revision.clone()
+    }
+
+    fn outdated(&self) -> usize {
+        self.wanted_groups().count() - self.updated().count()
+    }
+
+    fn rollout(&self, previous: &LlamaDeploymentStatus, now: Timestamp) -> Option<RolloutStatus> {
+        let (course, decision) = (&self.plan.course, &self.plan.decision);
+        let replaced = self.plan.groups.iter().any(|group| {
+            let drain = group.status.drain.as_ref();
+            drain.is_some_and(|drain| drain.reason == DrainReason::Replaced)
+        });
+        if self.outdated() == 0 && course.failure.is_none() && !replaced {
+            return None;
+        }
+        let ready = self.updated().filter(|group| group.is_ready()).count();
+        let updated_ready = i32::try_from(ready).unwrap_or(i32::MAX);
+        let before = previous
+            .rollout
+            .as_ref()
+            .filter(|_| previous.updated_revision.as_ref() == Some(&course.wanted));
+        let progressed_at = before
+            .filter(|before| before.updated_ready >= updated_ready)
+            .map_or(Some(Time(now)), |before| before.progressed_at.clone());
+        Some(RolloutStatus {
+            mode: decision.mode,
+            message: shortened(&self.rollout_message()),
+            updated_ready,
+            progressed_at,
+            failure: course.failure.clone(),
+        })
+    }
+
+    fn rollout_message(&self) -> String {
+        let course = &self.plan.course;
+        let Some(failure) = &course.failure else {
+            return self.plan.decision.message.clone();
+        };
+        let stable = course.stable.as_deref().unwrap_or("(none)");
+        let what = format!(
+            "revision {} failed ({}): {}",
+            failure.revision,
+            failure.reason,
+            failure.message.trim_end_matches('.')
+        );
+        if course.target == course.wanted {
+            return format!(
+                "halted, {what}; {} of revision {stable} stay as they are; correct the spec",
+                of_groups(self.outdated(), self.wanted)
+            );
+        }
+        format!("rolled back to revision {stable}, {what}; correct the spec to try again")
     }
 
     /// Every verdict but one of success begins with how many groups serve.
@@ -192,6 +306,15 @@ impl<'a> View<'a> {
         if let Some(claim) = &self.plan.claim {
             return Some((claim.reason.to_string(), claim.message.clone()));
         }
+        if self.plan.course.failure.is_some() {
+            let back = self.plan.course.target != self.plan.course.wanted;
+            let reason = if back {
+                Reason::RolledBack
+            } else {
+                Reason::RolloutHalted
+            };
+            return Some((reason.to_string(), self.rollout_message()));
+        }
         if let Some(group) = self.failed() {
             let failure = group.status.last_failure.as_ref();
             let reason = failure.map_or_else(
@@ -201,10 +324,11 @@ impl<'a> View<'a> {
             let message = group.status.message.as_deref().unwrap_or_default();
             return Some((reason, format!("{}: {message}", self.name(group))));
         }
-        let (index, obstacle) = self.plan.obstacles.iter().min_by_key(|(index, found)| {
-            let unschedulable = found.reason == Reason::Unschedulable;
-            (unschedulable, *index)
-        })?;
+        let (index, obstacle) = self
+            .plan
+            .obstacles
+            .iter()
+            .min_by_key(|(index, found)| (waits_for_node(found.reason), *index))?;
         let message = format!(
             "group {}-{index}: {}",
             self.deployment.name, obstacle.message
@@ -252,15 +376,20 @@ impl<'a> View<'a> {
         if let Some(group) = restarting {
             return (Reason::GroupRestarting, tell(group));
         }
-        let outdated = self
-            .wanted_groups()
-            .filter(|group| group.status.revision != self.plan.revision)
-            .count();
-        let moving = not_ready.is_some_and(|group| group.status.phase == GroupPhase::Draining);
-        if outdated > 0 || moving {
-            let text = not_ready.map(tell).unwrap_or_default();
+        let outdated = self.outdated();
+        if outdated > 0 {
+            let reason = if self.deployment.change.rollout.paused {
+                Reason::RolloutPaused
+            } else {
+                Reason::RollingUpdate
+            };
+            let decided = &self.plan.decision.message;
+            let text = match (decided.is_empty(), not_ready) {
+                (true, Some(group)) => tell(group),
+                _ => decided.clone(),
+            };
             let message = format!("{outdated} still have the old revision; {text}");
-            return (Reason::RollingUpdate, message);
+            return (reason, message);
         }
         let reason = if self.serving > 0 {
             Reason::SomeGroupsReady
@@ -294,7 +423,7 @@ impl<'a> View<'a> {
 
     /// A permanent failure, and nothing else that still moves.
     fn is_stalled(&self) -> bool {
-        self.failed().is_some()
+        self.failed().is_some() || self.plan.course.failure.is_some()
     }
 
     fn stalled(&self) -> Verdict {
@@ -305,7 +434,13 @@ impl<'a> View<'a> {
             Some(Verdict::new("True", &failure.reason, shortened(&message)))
         }) {
             Some(verdict) => verdict,
-            None => Verdict::new("False", Reason::AsExpected, "Nothing has failed for good."),
+            None => match &self.plan.course.failure {
+                Some(failure) => {
+                    let message = shortened(&self.rollout_message());
+                    Verdict::new("True", &failure.reason, message)
+                }
+                None => Verdict::new("False", Reason::AsExpected, "Nothing has failed for good."),
+            },
         }
     }
 
@@ -346,20 +481,21 @@ impl<'a> View<'a> {
             .plan
             .obstacles
             .iter()
-            .filter(|(_, found)| found.reason == Reason::Unschedulable)
+            .filter(|(_, found)| waits_for_node(found.reason))
             .collect();
         stuck.sort();
         if let Some((index, found)) = stuck.first() {
             let pods = stuck.len();
             let mut groups: Vec<_> = stuck.iter().map(|(index, _)| index).collect();
             groups.dedup();
+            let reason = found.reason;
             let message = format!(
                 "{pods} pods of {} groups have no node; group {}-{index}: {}",
                 groups.len(),
                 self.deployment.name,
                 found.message
             );
-            return Verdict::new("False", Reason::Unschedulable, shortened(&message));
+            return Verdict::new("False", reason, shortened(&message));
         }
         let phases: Vec<_> = self
             .wanted_groups()
@@ -411,6 +547,11 @@ fn conditions(
             }
         })
         .collect()
+}
+
+/// Whether `reason` keeps pods from getting a node.
+fn waits_for_node(reason: Reason) -> bool {
+    matches!(reason, Reason::Unschedulable | Reason::InsufficientRoom)
 }
 
 /// "1 of 2 groups", in the grammar of the total.

@@ -11,7 +11,9 @@ use llama_crds::v1alpha1::{
 };
 
 use super::observe::Observed;
+use super::policy::{self, ChangePolicy};
 use super::quantity;
+use crate::cluster::capacity::Amounts;
 use crate::names;
 
 /// Why a spec cannot be planned.
@@ -94,6 +96,24 @@ pub enum ValidationError {
         /// Least value.
         least: &'static str,
     },
+    /// A length of time that does not parse or is too long.
+    #[error("{field} is {value:?} and must be a time such as 90s, 10m or 1h30m, at most {most}")]
+    BadDuration {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// Greatest value.
+        most: &'static str,
+    },
+    /// Two fields of which only one may be set.
+    #[error("at most one of {one} and {other} may be set")]
+    Exclusive {
+        /// The one.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
     /// A Service of a needed name is not ours to change.
     #[error(
         "Service {service} exists already and is not of this LlamaDeployment: {owner}; rename the \
@@ -173,6 +193,10 @@ pub struct ValidDeployment {
     pub replicas: u32,
     /// Which nodes.
     pub placement: Placement,
+    /// Text that makes another revision of the same spec.
+    pub restart: Option<String>,
+    /// What happens when things change or fail.
+    pub change: ChangePolicy,
     /// No pods at all.
     pub suspend: bool,
 }
@@ -181,6 +205,21 @@ impl ValidDeployment {
     /// Ranks of each pod.
     pub fn ranks_per_pod(&self) -> u32 {
         self.tensor * self.pipeline / self.nodes
+    }
+
+    /// What the scheduler counts for each pod, in thousandths by resource.
+    pub fn pod_requests(&self) -> Amounts {
+        let amount = |text: &str| quantity::thousandths(text).unwrap_or(0);
+        let mut all = Amounts::from([
+            ("cpu".to_owned(), amount(&self.cpu)),
+            ("memory".to_owned(), amount(&self.memory)),
+            ("pods".to_owned(), 1000),
+        ]);
+        if let Some(gpu) = &self.gpu {
+            let ranks = u64::from(self.ranks_per_pod());
+            all.insert(gpu.resource_name.clone(), ranks * 1000);
+        }
+        all
     }
 
     /// Groups that should exist now.
@@ -228,7 +267,9 @@ pub fn validate(
         memory: memory(spec)?,
         max_tokens,
         replicas: in_range("spec.replicas", spec.replicas, 0, MAX_GROUPS)?,
-        placement: spec.placement.clone().unwrap_or_default(),
+        placement: placement(spec)?,
+        restart: spec.restart.as_ref().map(|restart| restart.id.clone()),
+        change: policy::change(spec)?,
         suspend: spec.suspend,
         name,
         namespace,
@@ -290,7 +331,21 @@ fn layout(parallelism: Parallelism) -> Result<(u32, u32, u32), ValidationError> 
     Ok((tensor, pipeline, nodes))
 }
 
-fn in_range(
+fn placement(spec: &LlamaDeploymentSpec) -> Result<Placement, ValidationError> {
+    let placement = spec.placement.clone().unwrap_or_default();
+    let both = |topology: &llama_crds::v1alpha1::Topology| {
+        topology.required.is_some() && topology.preferred.is_some()
+    };
+    if placement.topology.as_ref().is_some_and(both) {
+        return Err(ValidationError::Exclusive {
+            one: "spec.placement.topology.required",
+            other: "spec.placement.topology.preferred",
+        });
+    }
+    Ok(placement)
+}
+
+pub(super) fn in_range(
     field: &'static str,
     value: i32,
     least: i32,

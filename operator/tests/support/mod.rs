@@ -8,6 +8,8 @@
     reason = "each test program uses its part, and stops where it cannot go on"
 )]
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
@@ -15,9 +17,12 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_contract::{FailureCategory, FailureReport};
-use llama_crds::v1alpha1::{ConditionType, LlamaDeployment, LlamaDeploymentStatus};
+use llama_crds::v1alpha1::{
+    ConditionType, DrainReason, GroupPhase, LlamaDeployment, LlamaDeploymentStatus,
+};
+use llama_operator::cluster::capacity::{Amounts, NodeRoom};
 use llama_operator::reconcile::apply::Applied;
-use llama_operator::reconcile::observe::{Claim, Observed};
+use llama_operator::reconcile::observe::{Claim, LeaderState, Observed};
 use llama_operator::reconcile::plan::{self, Plan, WORKER_CONTAINER, WorkerSettings};
 use llama_operator::reconcile::status;
 use llama_operator::reconcile::validate::{ValidDeployment, validate};
@@ -77,10 +82,14 @@ pub(crate) fn bound_claim() -> Claim {
 pub(crate) struct Cluster {
     /// The deployment, with its status.
     pub(crate) object: LlamaDeployment,
+    /// Its pods.
+    pub(crate) pods: Vec<Pod>,
     /// Everything else.
     pub(crate) observed: Observed,
     /// The time.
     pub(crate) now: Timestamp,
+    /// Worker image of the operator.
+    pub(crate) worker_image: String,
     next_uid: u32,
 }
 
@@ -89,17 +98,31 @@ impl Cluster {
     pub(crate) fn new(object: LlamaDeployment) -> Self {
         Self {
             object,
+            pods: Vec::new(),
             observed: Observed {
                 claim: bound_claim(),
                 ..Observed::default()
             },
             now: Timestamp::from_second(1_800_000_000).expect("a time"),
+            worker_image: settings().image,
             next_uid: 0,
         }
     }
 
+    /// What a round would see.
+    pub(crate) fn observed(&self) -> Observed {
+        Observed {
+            pods: self
+                .pods
+                .iter()
+                .map(|pod| Arc::new(as_cached(pod)))
+                .collect(),
+            ..self.observed.clone()
+        }
+    }
+
     pub(crate) fn valid(&self) -> ValidDeployment {
-        validate(&self.object, &self.observed).expect("the test's deployment is valid")
+        validate(&self.object, &self.observed()).expect("the test's deployment is valid")
     }
 
     pub(crate) fn status(&self) -> LlamaDeploymentStatus {
@@ -109,10 +132,14 @@ impl Cluster {
     pub(crate) fn plan(&self) -> Plan {
         let previous = self.status();
         plan::plan(
+            &self.object,
             &self.valid(),
-            &settings(),
-            &self.observed,
-            &previous.groups,
+            &WorkerSettings {
+                image: self.worker_image.clone(),
+                ..settings()
+            },
+            &self.observed(),
+            &previous,
             self.now,
         )
     }
@@ -121,57 +148,54 @@ impl Cluster {
     /// there. Gives the writes made.
     pub(crate) fn round_until(&mut self, limit: usize) -> usize {
         let (valid, plan, previous) = (self.valid(), self.plan(), self.status());
-        let mut writes = 0;
-        let mut may_write = |needed: bool| {
-            if needed && writes < limit {
-                writes += 1;
-                true
-            } else {
-                false
-            }
+        let (mut writes, mut stopped) = (0, false);
+        let mut may_write = || {
+            stopped |= writes >= limit;
+            writes += usize::from(!stopped);
+            !stopped
         };
-        let mut stopped = false;
+        let revision = plan.keep_revision.iter().filter(|_| may_write());
+        let kept: Vec<_> = revision
+            .map(|revision| Arc::new(as_cached(revision)))
+            .collect();
+        self.observed.revisions.extend(kept);
         for service in &plan.services {
-            let missing = !self
-                .observed
-                .services
-                .iter()
-                .any(|live| live.metadata.name == service.metadata.name);
-            if may_write(missing) {
-                self.observed.services.push(service.clone());
-            } else {
-                stopped |= missing;
+            let live = &mut self.observed.services;
+            let name = &service.metadata.name;
+            if live.iter().all(|live| live.metadata.name != *name) && may_write() {
+                live.push(Arc::new(as_cached(service)));
+            }
+        }
+        for hook in plan.groups.iter().filter_map(|group| group.hook.as_ref()) {
+            if may_write() {
+                self.hook(&hook.pod, hook.on);
             }
         }
         for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
-            if stopped || !may_write(true) {
-                stopped = true;
-                break;
+            if may_write() {
+                self.delete(&deletion.name, Some(&deletion.uid));
             }
-            self.delete(&deletion.name, Some(&deletion.uid));
         }
         for pod in &plan.create {
-            let taken = self
-                .observed
-                .pods
-                .iter()
-                .any(|live| live.metadata.name == pod.metadata.name);
-            if taken {
-                continue;
+            let name = &pod.metadata.name;
+            if self.pods.iter().all(|live| live.metadata.name != *name) && may_write() {
+                self.next_uid += 1;
+                let mut pod = pod.clone();
+                pod.metadata.uid = Some(format!("uid-{}", self.next_uid));
+                self.pods.push(pod);
             }
-            if stopped || !may_write(true) {
-                stopped = true;
-                break;
+        }
+        for deletion in &plan.drop_revisions {
+            if may_write() {
+                let gone = Some(deletion.name.as_str());
+                let revisions = &mut self.observed.revisions;
+                revisions.retain(|live| live.metadata.name.as_deref() != gone);
             }
-            self.next_uid += 1;
-            let mut pod = pod.clone();
-            pod.metadata.uid = Some(format!("uid-{}", self.next_uid));
-            self.observed.pods.push(pod);
         }
         let applied = Applied::default();
         let generation = self.object.metadata.generation;
         let status = status::of_plan(&valid, &plan, &applied, &previous, generation, self.now);
-        if status != previous && !stopped && may_write(true) {
+        if status != previous && may_write() {
             self.object.status = Some(status);
         }
         writes
@@ -192,6 +216,64 @@ impl Cluster {
         panic!("rounds keep writing: {:#?}", self.status());
     }
 
+    /// The first pod `name` of a group said `age` seconds ago that it works on `load` requests.
+    pub(crate) fn says(&mut self, name: &str, load: u32, age: u64) {
+        let uid = self.pod_mut(name).metadata.uid.clone().expect("a UID");
+        let age = std::time::Duration::from_secs(age);
+        self.observed.states.insert(uid, LeaderState { load, age });
+    }
+
+    /// Nodes with so many free CPUs each, and as much memory as there may be.
+    pub(crate) fn nodes(&mut self, free: &[u64]) {
+        let room = |(index, cpus): (usize, &u64)| {
+            let amounts = Amounts::from([
+                ("cpu".to_owned(), cpus * 1000),
+                ("memory".to_owned(), 1000 << 40),
+                ("pods".to_owned(), 110_000),
+            ]);
+            NodeRoom {
+                name: format!("node-{index}"),
+                allocatable: amounts.clone(),
+                free: amounts,
+                ..NodeRoom::default()
+            }
+        };
+        self.observed.sees_nodes = true;
+        self.observed.nodes = Some(free.iter().enumerate().map(room).collect());
+    }
+
+    /// Changes the spec.
+    pub(crate) fn set(&mut self, changes: &Value) {
+        let status = self.object.status.take();
+        let generation = self.object.metadata.generation;
+        self.object = deployment(changes);
+        self.object.status = status;
+        self.object.metadata.generation = generation.map(|number| number + 1);
+    }
+
+    /// Groups by index, with their revision, whether they serve and why they end.
+    pub(crate) fn table(&self) -> Vec<(i32, String, bool, Option<DrainReason>)> {
+        let groups = self.status().groups;
+        groups
+            .into_iter()
+            .map(|group| {
+                let serves = group.phase == GroupPhase::Ready;
+                let reason = group.drain.map(|drain| drain.reason);
+                (group.index, group.revision, serves, reason)
+            })
+            .collect()
+    }
+
+    /// Puts the label by which clients are sent to a pod on it, or takes it off.
+    fn hook(&mut self, pod: &str, on: bool) {
+        let labels = self.pod_mut(pod).metadata.labels.get_or_insert_default();
+        if on {
+            labels.insert("llmops.dev/serving".to_owned(), "true".to_owned());
+        } else {
+            labels.remove("llmops.dev/serving");
+        }
+    }
+
     /// Moves the clock.
     pub(crate) fn advance(&mut self, seconds: i64) {
         self.now = self
@@ -203,7 +285,7 @@ impl Cluster {
     /// Somebody deletes a pod: one that runs has to be ended by the kubelet.
     pub(crate) fn delete(&mut self, name: &str, uid: Option<&str>) {
         let now = self.now;
-        let Some(pod) = self.observed.pods.iter_mut().find(|pod| {
+        let Some(pod) = self.pods.iter_mut().find(|pod| {
             pod.metadata.name.as_deref() == Some(name)
                 && uid.is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid))
         }) else {
@@ -213,30 +295,34 @@ impl Cluster {
             pod.metadata.deletion_timestamp.get_or_insert(Time(now));
             pod.metadata.deletion_grace_period_seconds = Some(0);
         } else {
-            self.observed
-                .pods
+            self.pods
                 .retain(|pod| pod.metadata.name.as_deref() != Some(name));
         }
     }
 
     /// The kubelet ends every pod that is being deleted.
     pub(crate) fn finish_deletions(&mut self) {
-        self.observed
-            .pods
+        self.pods
             .retain(|pod| pod.metadata.deletion_timestamp.is_none());
     }
 
     /// Every pod gets a node.
     pub(crate) fn schedule(&mut self) {
-        for pod in &mut self.observed.pods {
+        for pod in &mut self.pods {
             let spec = pod.spec.as_mut().expect("pods have a spec");
             spec.node_name.get_or_insert_with(|| "node-1".to_owned());
         }
     }
 
+    /// The pod `name` gets this node.
+    pub(crate) fn place_on(&mut self, name: &str, node: &str) {
+        let spec = self.pod_mut(name).spec.as_mut().expect("pods have a spec");
+        spec.node_name = Some(node.to_owned());
+    }
+
     /// Every pod with a node runs.
     pub(crate) fn start(&mut self) {
-        for pod in &mut self.observed.pods {
+        for pod in &mut self.pods {
             let placed = pod
                 .spec
                 .as_ref()
@@ -254,7 +340,7 @@ impl Cluster {
     /// Every pod that runs is ready.
     pub(crate) fn make_ready(&mut self) {
         let now = self.now;
-        for pod in &mut self.observed.pods {
+        for pod in &mut self.pods {
             if phase(pod) == "Running" && pod.metadata.deletion_timestamp.is_none() {
                 let status = pod.status.as_mut().expect("pods that run have a status");
                 status.conditions.get_or_insert_with(|| {
@@ -271,8 +357,17 @@ impl Cluster {
 
     /// Rounds and a kubelet that does its best, until everything serves.
     pub(crate) fn bring_up(&mut self) {
-        for _ in 0..5 {
+        for _ in 0..12 {
             self.settle();
+            if self
+                .status()
+                .groups
+                .iter()
+                .any(|group| group.drain.is_some())
+            {
+                self.advance(4);
+                self.settle();
+            }
             self.finish_deletions();
             self.schedule();
             self.start();
@@ -318,8 +413,7 @@ impl Cluster {
     }
 
     pub(crate) fn pod_mut(&mut self, name: &str) -> &mut Pod {
-        self.observed
-            .pods
+        self.pods
             .iter_mut()
             .find(|pod| pod.metadata.name.as_deref() == Some(name))
             .expect("the pod exists")
@@ -327,7 +421,6 @@ impl Cluster {
 
     pub(crate) fn pod_names(&self) -> Vec<String> {
         let mut names: Vec<_> = self
-            .observed
             .pods
             .iter()
             .filter_map(|pod| pod.metadata.name.clone())
@@ -345,6 +438,12 @@ impl Cluster {
             found.message.clone(),
         )
     }
+}
+
+/// `object` as the caches hold it.
+fn as_cached<P: serde::Serialize, K: serde::de::DeserializeOwned>(object: &P) -> K {
+    let value = serde_json::to_value(object).expect("an object");
+    serde_json::from_value(value).expect("an object of the cache")
 }
 
 fn phase(pod: &Pod) -> &str {

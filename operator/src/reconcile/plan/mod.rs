@@ -1,19 +1,26 @@
 //! Step 3: what should exist and what should go. Pure: same input, same plan.
 
+mod budget;
 mod pod;
 mod revision;
 mod secret;
 mod service;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
-use llama_crds::v1alpha1::GroupStatus;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
 
-use super::groups::{self, GroupPlan};
+use super::groups::{self, Course, Deletion, GroupPlan, Situation};
 use super::observe::Observed;
+use super::placement::{self, Need};
 use super::pods::PodView;
+use super::rollout::{Decision, Room};
+use super::template::{self, Templates};
 use super::validate::ValidDeployment;
 use super::waiting::{self, Obstacle};
 
@@ -40,12 +47,24 @@ pub struct Plan {
     pub services: Vec<Service>,
     /// The rendezvous Secret, without its token, when pods need it.
     pub secret: Option<Secret>,
+    /// The revision to keep, when it is not kept yet.
+    pub keep_revision: Option<ControllerRevision>,
+    /// Revisions that may go.
+    pub drop_revisions: Vec<Deletion>,
+    /// `PodDisruptionBudgets`, one for each group.
+    pub budgets: Vec<PodDisruptionBudget>,
+    /// `PodDisruptionBudgets` of groups that are over.
+    pub drop_budgets: Vec<Deletion>,
     /// Pods to create.
     pub create: Vec<Pod>,
     /// Every group.
     pub groups: Vec<GroupPlan>,
-    /// Hash of what new pods are made from.
-    pub revision: String,
+    /// The step that was decided.
+    pub decision: Decision,
+    /// Which revision groups move to.
+    pub course: Course,
+    /// What pods are made from.
+    pub templates: Templates,
     /// What keeps pods from starting, with the index of the group.
     pub obstacles: Vec<(u32, Obstacle)>,
     /// What is wrong with the model's claim.
@@ -53,6 +72,22 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Says of groups that wait for room what they wait for.
+    pub fn note_room(&mut self, no_room: &BTreeMap<u32, String>) {
+        for (index, why) in no_room {
+            let group = self
+                .groups
+                .iter_mut()
+                .find(|group| u32::try_from(group.status.index) == Ok(*index));
+            if let Some(group) = group {
+                group.status.message = Some(format!("waits for room: {why}"));
+            }
+            let reason = Reason::InsufficientRoom;
+            let message = why.clone();
+            self.obstacles.push((*index, Obstacle { reason, message }));
+        }
+    }
+
     /// When to look again without an event; `None` when only events matter.
     pub fn wake_after(&self) -> Option<Duration> {
         self.groups
@@ -64,30 +99,29 @@ impl Plan {
 
 /// Plans `deployment`, given what the cluster holds and what status said before.
 pub fn plan(
+    object: &LlamaDeployment,
     deployment: &ValidDeployment,
     settings: &WorkerSettings,
     observed: &Observed,
-    previous: &[GroupStatus],
+    previous: &LlamaDeploymentStatus,
     now: Timestamp,
 ) -> Plan {
-    let revision = revision(deployment, settings);
-    let views: Vec<_> = observed.pods.iter().filter_map(PodView::read).collect();
-    let groups = groups::plan(deployment, &revision, previous, &views, now);
-    let mut create = Vec::new();
-    for group in &groups {
-        let Ok(index) = u32::try_from(group.status.index) else {
-            continue;
-        };
-        for node in &group.create {
-            let place = pod::Place {
-                group: index,
-                node: *node,
-                epoch: group.status.epoch,
-                revision: &group.status.revision,
-            };
-            create.push(pod::pod(deployment, settings, &place));
-        }
-    }
+    let templates = Templates::new(object, deployment, settings, observed);
+    let views: Vec<_> = observed
+        .pods
+        .iter()
+        .filter_map(|pod| PodView::read(pod))
+        .collect();
+    let situation = Situation {
+        deployment,
+        templates: &templates,
+        observed,
+        pods: &views,
+        previous,
+        now,
+    };
+    let groups = groups::plan(&situation, &room(deployment, observed));
+    let create = pods(&templates, observed, &groups.plans);
     let live: Vec<_> = views
         .iter()
         .filter(|pod| pod.is_owned_by(&deployment.uid) && !pod.is_over() && !pod.is_deleting())
@@ -101,18 +135,81 @@ pub fn plan(
         obstacles.extend(found.into_iter().flatten().map(|found| (pod.group, found)));
     }
     // A Secret that went missing shows as a container that cannot be set up.
-    let needs_secret = deployment.nodes > 1
+    let several = groups.plans.iter().any(|group| {
+        let template = templates.of(&group.status.revision);
+        template.is_some_and(|template| template.deployment.nodes > 1)
+    });
+    let needs_secret = several
         && (!create.is_empty()
-            || obstacles.iter().any(|(_, found)| {
-                found.reason == llama_crds::v1alpha1::Reason::ContainerNotStarting
-            }));
+            || obstacles
+                .iter()
+                .any(|(_, found)| found.reason == Reason::ContainerNotStarting));
+    let (budgets, drop_budgets) = budget::of_groups(deployment, observed, &groups.plans);
     Plan {
         services: vec![service::client(deployment), service::ranks(deployment)],
         secret: needs_secret.then(|| secret::rendezvous(deployment)),
+        keep_revision: templates.missing.clone(),
+        drop_revisions: outlived(deployment, observed, &groups),
+        budgets,
+        drop_budgets,
         create,
-        groups,
-        revision,
+        groups: groups.plans,
+        decision: groups.decision,
+        course: groups.course,
+        templates,
         obstacles,
         claim: waiting::of_claim(deployment, &observed.claim),
     }
+}
+
+/// Whether a further group would find a place now.
+fn room(deployment: &ValidDeployment, observed: &Observed) -> Room {
+    let Some(nodes) = &observed.nodes else {
+        return Room::Unknown;
+    };
+    match placement::place(&Need::of(deployment, BTreeSet::new()), nodes) {
+        Ok(_) => Room::Fits,
+        Err(why) => Room::Full(why.0),
+    }
+}
+
+fn pods(templates: &Templates, observed: &Observed, groups: &[GroupPlan]) -> Vec<Pod> {
+    let mut create = Vec::new();
+    for group in groups {
+        let revision = &group.status.revision;
+        let (Ok(index), Some(template)) =
+            (u32::try_from(group.status.index), templates.of(revision))
+        else {
+            continue;
+        };
+        for node in &group.create {
+            let place = pod::Place {
+                group: index,
+                node: *node,
+                epoch: group.status.epoch,
+                revision,
+                avoid: &group.avoid,
+                gated: observed.sees_nodes && template.deployment.nodes > 1,
+            };
+            create.push(pod::pod(&template.deployment, &template.worker, &place));
+        }
+    }
+    create
+}
+
+fn outlived(
+    deployment: &ValidDeployment,
+    observed: &Observed,
+    groups: &groups::Groups,
+) -> Vec<Deletion> {
+    let mut needed: BTreeSet<&str> = groups
+        .plans
+        .iter()
+        .map(|plan| plan.status.revision.as_str())
+        .collect();
+    let course = &groups.course;
+    needed.extend([course.wanted.as_str(), course.target.as_str()]);
+    needed.extend(course.stable.as_deref());
+    let limit = deployment.change.history;
+    template::outlived(&observed.revisions, &deployment.uid, &needed, limit)
 }

@@ -1,12 +1,13 @@
 //! One worker pod. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext,
-    PodSpec, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext,
-    Volume, VolumeMount,
+    Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    HTTPGetAction, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
+    PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSecurityContext, PodSpec,
+    PreferredSchedulingTerm, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
+    SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -51,6 +52,10 @@ pub(super) struct Place<'a> {
     pub(super) epoch: i64,
     /// Hash of what the pod is made from.
     pub(super) revision: &'a str,
+    /// Nodes to be used only where there are no others.
+    pub(super) avoid: &'a BTreeSet<String>,
+    /// Whether it waits until nodes are chosen for the whole group.
+    pub(super) gated: bool,
 }
 
 /// The pod at `place`.
@@ -82,6 +87,12 @@ pub(super) fn pod(
             node_selector: some_map(&placement.node_selector),
             tolerations: some_list(&placement.tolerations),
             priority_class_name: placement.priority_class_name.clone(),
+            affinity: affinity(place.avoid),
+            scheduling_gates: place.gated.then(|| {
+                vec![PodSchedulingGate {
+                    name: labels::GANG_GATE.to_owned(),
+                }]
+            }),
             init_containers: init_containers(deployment, settings),
             containers: vec![worker(deployment, settings, place)],
             volumes: Some(volumes(deployment)),
@@ -101,8 +112,42 @@ fn pod_labels(deployment: &ValidDeployment, place: &Place<'_>) -> BTreeMap<Strin
     ]);
     if place.node == 0 {
         all.insert(labels::RANK0.to_owned(), labels::TRUE.to_owned());
+        all.insert(labels::SERVING.to_owned(), labels::TRUE.to_owned());
     }
     all
+}
+
+/// Away from nodes on which the group failed, where another has room.
+fn affinity(avoid: &BTreeSet<String>) -> Option<Affinity> {
+    if avoid.is_empty() {
+        return None;
+    }
+    let elsewhere = NodeSelectorTerm {
+        // The API takes one name in each.
+        match_fields: Some(
+            avoid
+                .iter()
+                .map(|node| NodeSelectorRequirement {
+                    key: "metadata.name".to_owned(),
+                    operator: "NotIn".to_owned(),
+                    values: Some(vec![node.clone()]),
+                })
+                .collect(),
+        ),
+        match_expressions: None,
+    };
+    Some(Affinity {
+        node_affinity: Some(NodeAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![
+                PreferredSchedulingTerm {
+                    preference: elsewhere,
+                    weight: 100,
+                },
+            ]),
+            required_during_scheduling_ignored_during_execution: None,
+        }),
+        ..Affinity::default()
+    })
 }
 
 fn worker(deployment: &ValidDeployment, settings: &WorkerSettings, place: &Place<'_>) -> Container {

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
+use llama_crds::v1alpha1::Topology;
 use serde::Serialize;
 
-use super::WorkerSettings;
 use crate::reconcile::validate::{Source, ValidDeployment};
 
-/// Everything that a pod is made from and that is the same for all pods of a
-/// deployment. The inputs and not the rendered pod, so that a new version of the
-/// operator does not restart every model.
+/// Everything of a spec that its pods are made from. The inputs and not the rendered
+/// pod, and without the worker image, so that a new version of the operator does not
+/// restart every model.
 #[derive(Serialize)]
 struct Inputs<'a> {
     served_name: &'a str,
@@ -29,13 +29,14 @@ struct Inputs<'a> {
     node_selector: &'a BTreeMap<String, String>,
     tolerations: &'a [Toleration],
     priority_class: Option<&'a str>,
-    worker_image: &'a str,
-    worker_pull_policy: Option<&'a str>,
-    drain_seconds: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topology: Option<&'a Topology>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart: Option<&'a str>,
 }
 
 /// Eight hexadecimal digits.
-pub fn revision(deployment: &ValidDeployment, settings: &WorkerSettings) -> String {
+pub fn revision(deployment: &ValidDeployment) -> String {
     let (claim, image) = match &deployment.source {
         Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None),
         Source::Image {
@@ -64,9 +65,8 @@ pub fn revision(deployment: &ValidDeployment, settings: &WorkerSettings) -> Stri
         node_selector: &deployment.placement.node_selector,
         tolerations: &deployment.placement.tolerations,
         priority_class: deployment.placement.priority_class_name.as_deref(),
-        worker_image: &settings.image,
-        worker_pull_policy: settings.pull_policy.as_deref(),
-        drain_seconds: settings.drain_seconds,
+        topology: deployment.placement.topology.as_ref(),
+        restart: deployment.restart.as_deref(),
     };
     // Plain fields and maps with text keys always serialize.
     let text = serde_json::to_string(&inputs).unwrap_or_default();

@@ -10,7 +10,7 @@ use llama_contract::{API_PORT, API_PORT_NAME, RENDEZVOUS_PORT, RENDEZVOUS_PORT_N
 use crate::reconcile::validate::ValidDeployment;
 use crate::{labels, names};
 
-/// Where clients reach the API: the first pod of every group that serves.
+/// Where clients reach the API: the first pod of every group that serves and is to go on.
 pub(super) fn client(deployment: &ValidDeployment) -> Service {
     let spec = ServiceSpec {
         type_: Some("ClusterIP".to_owned()),
@@ -47,10 +47,10 @@ fn service(deployment: &ValidDeployment, name: String, spec: ServiceSpec) -> Ser
     }
 }
 
-fn selector(deployment: &ValidDeployment, rank0: bool) -> BTreeMap<String, String> {
+fn selector(deployment: &ValidDeployment, serving: bool) -> BTreeMap<String, String> {
     let mut selector = BTreeMap::from([(labels::DEPLOYMENT.to_owned(), deployment.name.clone())]);
-    if rank0 {
-        selector.insert(labels::RANK0.to_owned(), labels::TRUE.to_owned());
+    if serving {
+        selector.insert(labels::SERVING.to_owned(), labels::TRUE.to_owned());
     }
     selector
 }

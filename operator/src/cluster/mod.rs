@@ -1,0 +1,88 @@
+//! What this process knows of the cluster: caches that its own writes go into as well.
+
+pub mod capacity;
+pub mod kinds;
+pub mod states;
+pub mod store;
+pub mod watch;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use llama_crds::v1alpha1::LlamaDeploymentStatus;
+
+use self::capacity::Capacity;
+use self::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
+use self::states::States;
+use self::store::Store;
+
+/// What this process knows of the cluster.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// Worker pods.
+    pub pods: Store<WorkerPod>,
+    /// Services of deployments.
+    pub services: Store<OwnService>,
+    /// `PodDisruptionBudgets` of groups.
+    pub budgets: Store<OwnBudget>,
+    /// Revisions of deployments.
+    pub revisions: Store<StoredRevision>,
+    /// What first pods say.
+    pub states: States,
+    /// What nodes have free.
+    pub capacity: Capacity,
+    /// Held while nodes are chosen for a group, so that no two choose the same.
+    pub placing: tokio::sync::Mutex<()>,
+    statuses: Mutex<HashMap<String, WrittenStatus>>,
+}
+
+/// A status that we wrote and that the watch may not have told of yet.
+#[derive(Clone, Debug)]
+struct WrittenStatus {
+    version: u64,
+    status: LlamaDeploymentStatus,
+}
+
+impl Cluster {
+    /// Says that `scope` (a namespace, or empty for all) will be watched.
+    pub fn expect(&self, scope: &str) {
+        self.pods.expect(scope);
+        self.services.expect(scope);
+        self.budgets.expect(scope);
+        self.revisions.expect(scope);
+    }
+
+    /// Whether every cache of our objects is complete.
+    pub fn is_synced(&self) -> bool {
+        self.pods.is_synced()
+            && self.services.is_synced()
+            && self.budgets.is_synced()
+            && self.revisions.is_synced()
+    }
+
+    /// Notes the status that we wrote for the object `uid` at `version`.
+    pub fn wrote_status(&self, uid: &str, version: u64, status: LlamaDeploymentStatus) {
+        let written = WrittenStatus { version, status };
+        self.statuses().insert(uid.to_owned(), written);
+    }
+
+    /// Our latest status of the object `uid`, if the object as of `version` is older.
+    pub fn newer_status(&self, uid: &str, version: u64) -> Option<LlamaDeploymentStatus> {
+        let mut statuses = self.statuses();
+        let written = statuses.get(uid)?;
+        if written.version > version {
+            return Some(written.status.clone());
+        }
+        statuses.remove(uid);
+        None
+    }
+
+    /// Drops what is known of the object `uid`.
+    pub fn forget(&self, uid: &str) {
+        self.statuses().remove(uid);
+    }
+
+    fn statuses(&self) -> MutexGuard<'_, HashMap<String, WrittenStatus>> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

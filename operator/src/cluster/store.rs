@@ -1,0 +1,306 @@
+//! What the API server told of our objects, and what we wrote to it ourselves.
+//!
+//! A watch tells of our own writes a moment later. A round that read a cache without
+//! them would decide on what it has changed already, so each answer to a write goes
+//! into the cache as well, and an older word of the watch does not undo it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt};
+
+use crate::labels;
+
+/// Namespace and name of a `LlamaDeployment`.
+pub type Key = (String, String);
+
+/// Objects by the deployment that their label names.
+#[derive(Debug)]
+pub struct Store<K> {
+    inner: Mutex<Inner<K>>,
+}
+
+#[derive(Debug)]
+struct Inner<K> {
+    objects: HashMap<Key, BTreeMap<String, Entry<K>>>,
+    /// UIDs of objects that we know are gone, until the watch knows it as well, and the
+    /// listing during which we removed them.
+    gone: HashMap<String, u64>,
+    /// By watched namespace; the empty one stands for all.
+    listings: HashMap<String, Listing>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Listing {
+    /// How many have begun.
+    count: u64,
+    synced: bool,
+}
+
+#[derive(Debug)]
+struct Entry<K> {
+    object: Arc<K>,
+    version: u64,
+    /// The listing that saw it last, or during which we wrote it.
+    seen: u64,
+}
+
+impl<K> Default for Store<K> {
+    fn default() -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                objects: HashMap::new(),
+                gone: HashMap::new(),
+                listings: HashMap::new(),
+            }),
+        }
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> Store<K> {
+    /// Says that `scope` (a namespace, or empty for all) will be watched.
+    pub fn expect(&self, scope: &str) {
+        self.lock().listings.entry(scope.to_owned()).or_default();
+    }
+
+    /// Takes an event of the watch of `scope` in; gives the deployment that it is about.
+    pub fn take(&self, scope: &str, event: Event<K>) -> Option<Key> {
+        let mut inner = self.lock();
+        match event {
+            Event::Init => {
+                inner.listings.entry(scope.to_owned()).or_default().count += 1;
+                None
+            }
+            Event::InitApply(object) | Event::Apply(object) => inner.put(object),
+            Event::InitDone => {
+                inner.finish_listing(scope);
+                None
+            }
+            Event::Delete(object) => inner.remove(&object, false),
+        }
+    }
+
+    /// Whether everything that is watched was listed once.
+    pub fn is_synced(&self) -> bool {
+        let inner = self.lock();
+        !inner.listings.is_empty() && inner.listings.values().all(|listing| listing.synced)
+    }
+
+    /// What a write of ours answered.
+    pub fn wrote(&self, object: K) {
+        self.lock().put(object);
+    }
+
+    /// A deletion of ours that took effect at once.
+    pub fn removed(&self, object: &K) {
+        self.lock().remove(object, true);
+    }
+
+    /// The objects of a deployment, by name.
+    pub fn of(&self, key: &Key) -> Vec<Arc<K>> {
+        let inner = self.lock();
+        let objects = inner
+            .objects
+            .get(key)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        objects.map(|entry| Arc::clone(&entry.object)).collect()
+    }
+
+    /// The object of this name among those of a deployment.
+    pub fn get(&self, key: &Key, name: &str) -> Option<Arc<K>> {
+        let inner = self.lock();
+        let entry = inner.objects.get(key)?.get(name)?;
+        Some(Arc::clone(&entry.object))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<K>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> Inner<K> {
+    fn put(&mut self, mut object: K) -> Option<Key> {
+        let key = key(&object)?;
+        if object.uid().is_some_and(|uid| self.gone.contains_key(&uid)) {
+            return Some(key);
+        }
+        let meta = object.meta_mut();
+        meta.managed_fields = None;
+        let version = version(&object);
+        let name = object.name_any();
+        let listing = self.listing_of(&key.0).1.count;
+        let objects = self.objects.entry(key.clone()).or_default();
+        match objects.get_mut(&name) {
+            Some(entry) if entry.version > version && entry.object.uid() == object.uid() => {
+                entry.seen = listing;
+            }
+            _ => {
+                let entry = Entry {
+                    object: Arc::new(object),
+                    version,
+                    seen: listing,
+                };
+                objects.insert(name, entry);
+            }
+        }
+        Some(key)
+    }
+
+    /// `ours`: the watch has yet to tell.
+    fn remove(&mut self, object: &K, ours: bool) -> Option<Key> {
+        let key = key(object)?;
+        let uid = object.uid().unwrap_or_default();
+        if ours {
+            let listing = self.listing_of(&key.0).1.count;
+            self.gone.insert(uid.clone(), listing);
+        } else {
+            self.gone.remove(&uid);
+        }
+        if let Some(objects) = self.objects.get_mut(&key) {
+            let name = object.name_any();
+            // A younger object of this name stays.
+            if objects
+                .get(&name)
+                .is_some_and(|entry| entry.object.uid().unwrap_or_default() == uid)
+            {
+                objects.remove(&name);
+            }
+            if objects.is_empty() {
+                self.objects.remove(&key);
+            }
+        }
+        Some(key)
+    }
+
+    /// The watch that tells of `namespace`, and how far it is.
+    fn listing_of<'a>(&self, namespace: &'a str) -> (&'a str, Listing) {
+        match self.listings.get(namespace) {
+            Some(listing) => (namespace, *listing),
+            None => ("", self.listings.get("").copied().unwrap_or_default()),
+        }
+    }
+
+    fn finish_listing(&mut self, scope: &str) {
+        let listings = self.listings.clone();
+        let of_scope = |key: &Key| {
+            let own = listings.contains_key(&key.0);
+            if own {
+                key.0 == scope
+            } else {
+                scope.is_empty()
+            }
+        };
+        let listing = self.listings.entry(scope.to_owned()).or_default();
+        listing.synced = true;
+        let count = listing.count;
+        self.objects.retain(|key, objects| {
+            if of_scope(key) {
+                objects.retain(|_, entry| entry.seen == count);
+            }
+            !objects.is_empty()
+        });
+        self.gone.retain(|_, removed| *removed >= count);
+    }
+}
+
+/// The deployment that an object's label names.
+fn key<K: Resource>(object: &K) -> Option<Key> {
+    let meta = object.meta();
+    let name = meta.labels.as_ref()?.get(labels::DEPLOYMENT)?;
+    Some((meta.namespace.clone()?, name.clone()))
+}
+
+/// Versions of one resource can be compared (KEP-5504); one that is no number is always
+/// the latest.
+pub(crate) fn version<K: Resource>(object: &K) -> u64 {
+    let version = object.meta().resource_version.as_deref();
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::kinds::WorkerPod;
+    use kube::api::ObjectMeta;
+    use std::collections::BTreeMap;
+
+    fn pod(name: &str, uid: &str, version: u64) -> WorkerPod {
+        WorkerPod {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some("team".to_owned()),
+                uid: Some(uid.to_owned()),
+                resource_version: Some(version.to_string()),
+                labels: Some(BTreeMap::from([(
+                    labels::DEPLOYMENT.to_owned(),
+                    "m".to_owned(),
+                )])),
+                ..ObjectMeta::default()
+            },
+            ..WorkerPod::default()
+        }
+    }
+
+    fn versions(store: &Store<WorkerPod>) -> Vec<(String, u64)> {
+        let pods = store.of(&("team".to_owned(), "m".to_owned()));
+        pods.iter()
+            .map(|pod| (pod.name_any(), version(pod.as_ref())))
+            .collect()
+    }
+
+    #[test]
+    fn an_older_word_of_the_watch_does_not_undo_a_write() {
+        let store = Store::default();
+        store.take("", Event::Apply(pod("a", "1", 5)));
+        store.wrote(pod("a", "1", 9));
+        store.take("", Event::Apply(pod("a", "1", 7)));
+        assert_eq!(versions(&store), [("a".to_owned(), 9)]);
+        store.take("", Event::Apply(pod("a", "1", 11)));
+        assert_eq!(versions(&store), [("a".to_owned(), 11)]);
+    }
+
+    #[test]
+    fn what_we_removed_stays_away_and_its_name_is_free() {
+        let store = Store::default();
+        store.wrote(pod("a", "1", 5));
+        store.removed(&pod("a", "1", 5));
+        store.take("", Event::Apply(pod("a", "1", 6)));
+        assert!(versions(&store).is_empty());
+        store.wrote(pod("a", "2", 8));
+        store.take("", Event::Delete(pod("a", "1", 7)));
+        assert_eq!(versions(&store), [("a".to_owned(), 8)]);
+    }
+
+    #[test]
+    fn one_namespace_is_listed_without_harm_to_others() {
+        let store = Store::default();
+        store.expect("team");
+        store.expect("other");
+        store.take("team", Event::Init);
+        store.take("team", Event::InitApply(pod("a", "1", 5)));
+        store.take("team", Event::InitDone);
+        assert!(!store.is_synced());
+        store.take("other", Event::Init);
+        store.take("other", Event::InitDone);
+        assert!(store.is_synced());
+        assert_eq!(versions(&store), [("a".to_owned(), 5)]);
+    }
+
+    #[test]
+    fn a_listing_drops_what_it_does_not_hold_but_no_write_since_it_began() {
+        let store = Store::default();
+        store.take("", Event::Apply(pod("old", "1", 5)));
+        assert!(!store.is_synced());
+        store.take("", Event::Init);
+        store.take("", Event::InitApply(pod("listed", "2", 6)));
+        store.wrote(pod("young", "3", 7));
+        store.take("", Event::InitDone);
+        assert!(store.is_synced());
+        let names: Vec<_> = versions(&store).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["listed", "young"]);
+    }
+}

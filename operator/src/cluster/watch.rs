@@ -1,0 +1,111 @@
+//! Watches that fill the caches, and tell which deployments to look at.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::future::ready;
+use futures::stream::{BoxStream, select_all};
+use futures::{Stream, StreamExt};
+use k8s_openapi::NamespaceResourceScope;
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+
+use super::Cluster;
+use super::kinds::{ClusterNode, PlacedPod};
+use super::store::Store;
+use crate::context::Context;
+use crate::labels;
+use crate::reconcile::Guarded;
+use crate::telemetry::chain;
+
+/// The server ends a watch after this long, so that a dead connection shows soon.
+pub const WATCH_SECONDS: u32 = 45;
+
+/// Objects of one namespace, or of all.
+pub fn scoped<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match namespace {
+        None => Api::all(client.clone()),
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+    }
+}
+
+/// What to watch, of all objects.
+pub fn all() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS)
+}
+
+/// Watches what belongs to deployments of `namespace`, or of all: gives the deployments
+/// that something happened to.
+pub fn children(
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+) -> impl Stream<Item = ObjectRef<Guarded>> + Send + use<> {
+    context.cluster.expect(namespace.unwrap_or_default());
+    select_all([
+        told(context, namespace, |cluster| &cluster.pods),
+        told(context, namespace, |cluster| &cluster.services),
+        told(context, namespace, |cluster| &cluster.budgets),
+        told(context, namespace, |cluster| &cluster.revisions),
+    ])
+}
+
+fn told<K>(
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+    store: fn(&Cluster) -> &Store<K>,
+) -> BoxStream<'static, ObjectRef<Guarded>>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let api = scoped::<K>(&context.client, namespace);
+    let scope = namespace.unwrap_or_default().to_owned();
+    let context = Arc::clone(context);
+    watcher(api, all().labels(&labels::managed()))
+        .default_backoff()
+        .filter_map(move |event| {
+            let about = match event {
+                Ok(event) => store(&context.cluster).take(&scope, event),
+                Err(error) => {
+                    failed(&context, &error);
+                    None
+                }
+            };
+            ready(about.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)))
+        })
+        .boxed()
+}
+
+/// Watches nodes and all pods, to know what is free. Never ends.
+pub async fn capacity(context: Arc<Context>) {
+    let nodes: Api<ClusterNode> = Api::all(context.client.clone());
+    let pods: Api<PlacedPod> = Api::all(context.client.clone());
+    let alive = "status.phase!=Succeeded,status.phase!=Failed";
+    let nodes = watcher(nodes, all()).default_backoff().for_each(|event| {
+        match event {
+            Ok(event) => context.cluster.capacity.take_node(event),
+            Err(error) => failed(&context, &error),
+        }
+        ready(())
+    });
+    let pods = watcher(pods, all().fields(alive))
+        .default_backoff()
+        .for_each(|event| {
+            match event {
+                Ok(event) => context.cluster.capacity.take_pod(event),
+                Err(error) => failed(&context, &error),
+            }
+            ready(())
+        });
+    tokio::join!(nodes, pods);
+}
+
+fn failed(context: &Context, error: &watcher::Error) {
+    context.metrics.watch_failed();
+    tracing::warn!(error = chain(error), "watch failed, opening it again");
+}

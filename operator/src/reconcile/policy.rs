@@ -1,0 +1,153 @@
+//! What happens when things change or fail, as numbers. Pure.
+
+use std::time::Duration;
+
+use llama_crds::v1alpha1::{
+    self as api, LlamaDeploymentSpec, MAX_RESTARTS, OnRolloutFailure, Rollout, RolloutStrategy,
+};
+
+use super::validate::{ValidationError, in_range};
+
+/// Longest time that a field may name.
+const LONGEST: (Duration, &str) = (Duration::from_hours(24), "24h");
+
+/// What happens when things change or fail. None of it is part of a revision: a change
+/// needs no new pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangePolicy {
+    /// How groups move to a new revision.
+    pub rollout: RolloutPolicy,
+    /// How often, and how fast, a group that failed is created again.
+    pub restarts: RestartPolicy,
+    /// Time that running answers get to finish; the operator's own default when absent.
+    pub drain: Option<Duration>,
+    /// Time that the pods of a group get to reach the nodes chosen for them.
+    pub gang_timeout: Duration,
+    /// Old revisions that are kept although no group has them.
+    pub history: usize,
+}
+
+/// How groups move to a new revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RolloutPolicy {
+    /// What takes the place of what.
+    pub strategy: RolloutStrategy,
+    /// Groups that must go on serving.
+    pub min_available: usize,
+    /// Groups that stay on the old revision.
+    pub partition: usize,
+    /// Whether nothing moves.
+    pub paused: bool,
+    /// Time in which a group of the new revision must serve.
+    pub progress_deadline: Duration,
+    /// Whether groups go back when the new revision fails.
+    pub rolls_back: bool,
+}
+
+/// How often, and how fast, a group that failed is created again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestartPolicy {
+    /// Failures within the window after which it is not.
+    pub most: usize,
+    /// The window.
+    pub window: Duration,
+    /// First pause.
+    pub first_pause: Duration,
+    /// Longest pause.
+    pub longest_pause: Duration,
+    /// Failures on a node after which it is avoided; `None` for never.
+    pub avoid_node_after: Option<usize>,
+}
+
+impl RestartPolicy {
+    /// Pause before a group that failed `failures` times in a row is created again.
+    pub fn pause(&self, failures: i32) -> Duration {
+        let doublings = u32::try_from(failures.saturating_sub(1))
+            .unwrap_or(0)
+            .min(16);
+        self.first_pause
+            .saturating_mul(2_u32.pow(doublings))
+            .min(self.longest_pause)
+    }
+}
+
+/// Reads the policy of `spec`.
+///
+/// # Errors
+/// The first field that cannot be.
+pub(super) fn change(spec: &LlamaDeploymentSpec) -> Result<ChangePolicy, ValidationError> {
+    let rollout = spec.rollout.clone().unwrap_or_default();
+    let failure = spec.failure.clone();
+    let restart = failure
+        .as_ref()
+        .map(|failure| failure.group_restart.clone())
+        .unwrap_or_default();
+    let avoid = failure.map_or(2, |failure| failure.avoid_node_after);
+    let gang = spec
+        .placement
+        .as_ref()
+        .and_then(|placement| placement.gang.clone())
+        .unwrap_or_default();
+    let restarts = RestartPolicy {
+        most: count(
+            "spec.failure.groupRestart.maxRestarts",
+            restart.max_restarts,
+            MAX_RESTARTS,
+        )?,
+        window: time("spec.failure.groupRestart.window", &restart.window)?,
+        first_pause: time(
+            "spec.failure.groupRestart.initialBackoff",
+            &restart.initial_backoff,
+        )?,
+        longest_pause: time("spec.failure.groupRestart.maxBackoff", &restart.max_backoff)?,
+        avoid_node_after: Some(count("spec.failure.avoidNodeAfter", avoid, MAX_RESTARTS)?)
+            .filter(|count| *count > 0),
+    };
+    let drain = spec
+        .drain
+        .as_ref()
+        .map(|drain| time("spec.drain.timeout", &drain.timeout))
+        .transpose()?;
+    Ok(ChangePolicy {
+        rollout: rollout_policy(spec, &rollout)?,
+        restarts,
+        drain,
+        gang_timeout: time("spec.placement.gang.timeout", &gang.timeout)?,
+        history: count("spec.revisionHistoryLimit", spec.revision_history_limit, 20)?,
+    })
+}
+
+fn rollout_policy(
+    spec: &LlamaDeploymentSpec,
+    rollout: &Rollout,
+) -> Result<RolloutPolicy, ValidationError> {
+    let default = usize::try_from(spec.replicas.saturating_sub(1)).unwrap_or(0);
+    let min_available = rollout
+        .min_available
+        .map(|groups| count("spec.rollout.minAvailable", groups, Rollout::MOST))
+        .transpose()?;
+    Ok(RolloutPolicy {
+        strategy: rollout.strategy,
+        min_available: min_available.unwrap_or(default),
+        partition: count("spec.rollout.partition", rollout.partition, Rollout::MOST)?,
+        paused: rollout.paused,
+        progress_deadline: time("spec.rollout.progressDeadline", &rollout.progress_deadline)?,
+        rolls_back: rollout.on_failure == OnRolloutFailure::Rollback,
+    })
+}
+
+fn count(field: &'static str, value: i32, most: i32) -> Result<usize, ValidationError> {
+    let value = in_range(field, value, 0, most)?;
+    Ok(usize::try_from(value).unwrap_or(usize::MAX))
+}
+
+fn time(field: &'static str, value: &api::Duration) -> Result<Duration, ValidationError> {
+    match value.parse() {
+        Some(time) if time <= LONGEST.0 => Ok(time),
+        _ => Err(ValidationError::BadDuration {
+            field,
+            value: value.0.clone(),
+            most: LONGEST.1,
+        }),
+    }
+}

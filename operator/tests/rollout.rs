@@ -1,0 +1,322 @@
+//! Changes of the spec: what moves first, what waits for room, what halts and goes back.
+
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
+mod support;
+
+use llama_contract::FailureCategory;
+use llama_crds::v1alpha1::{ConditionType, DrainReason, GroupPhase, RolloutStrategy};
+use serde_json::{Value, json};
+use support::{Cluster, deployment, report};
+
+/// A spec of `replicas` groups with `memory` GiB and this rollout.
+fn spec(replicas: u32, memory: u32, rollout: &Value) -> Value {
+    json!({
+        "replicas": replicas,
+        "resources": {"memory": format!("{memory}Gi")},
+        "rollout": rollout,
+    })
+}
+
+fn up(changes: &Value, free: &[u64]) -> Cluster {
+    let mut cluster = Cluster::new(deployment(changes));
+    cluster.nodes(free);
+    cluster.bring_up();
+    assert_eq!(
+        cluster.condition(ConditionType::Ready).0,
+        "True/AllGroupsReady"
+    );
+    cluster
+}
+
+fn mode(cluster: &Cluster) -> RolloutStrategy {
+    let rollout = cluster.status().rollout.expect("a rollout");
+    rollout.mode.expect("a mode")
+}
+
+fn message(cluster: &Cluster) -> String {
+    cluster.status().rollout.expect("a rollout").message
+}
+
+fn revisions(cluster: &Cluster) -> Vec<String> {
+    let mut all: Vec<_> = cluster.table().into_iter().map(|group| group.1).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// Runs to the end, and gives the least number of groups that served at any time.
+fn run(cluster: &mut Cluster) -> i32 {
+    let mut least = i32::MAX;
+    for _ in 0..60 {
+        cluster.round();
+        least = least.min(cluster.status().ready_replicas);
+        cluster.advance(1);
+        cluster.finish_deletions();
+        cluster.schedule();
+        cluster.start();
+        cluster.make_ready();
+    }
+    cluster.settle();
+    least
+}
+
+#[test]
+fn with_room_a_new_group_starts_before_an_old_one_ends() {
+    let mut cluster = up(&spec(2, 1, &json!({})), &[8]);
+    cluster.set(&spec(2, 2, &json!({})));
+    cluster.round();
+    assert_eq!(mode(&cluster), RolloutStrategy::Surge);
+    assert_eq!(cluster.pod_names(), ["m-0-0", "m-1-0", "m-2-0"]);
+    assert_eq!(
+        run(&mut cluster),
+        2,
+        "as many as wanted served all the time"
+    );
+    assert_eq!(revisions(&cluster).len(), 1);
+    assert_eq!(cluster.status().rollout, None);
+    let (ready, _) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "True/AllGroupsReady");
+}
+
+#[test]
+fn without_room_an_old_group_ends_first() {
+    let mut cluster = up(&spec(2, 1, &json!({})), &[1]);
+    cluster.set(&spec(2, 2, &json!({})));
+    cluster.round();
+    assert_eq!(mode(&cluster), RolloutStrategy::DrainThenReplace);
+    let said = message(&cluster);
+    assert!(said.contains("node-0 has 1"), "{said}");
+    let ends = cluster.table()[1].3;
+    assert_eq!(ends, Some(DrainReason::Replaced));
+    assert_eq!(run(&mut cluster), 1);
+    assert_eq!(revisions(&cluster).len(), 1);
+}
+
+#[test]
+fn no_more_groups_end_than_may() {
+    let rollout = json!({"minAvailable": 2});
+    let mut cluster = up(&spec(2, 1, &rollout), &[0]);
+    cluster.set(&spec(2, 2, &rollout));
+    assert_eq!(run(&mut cluster), 2);
+    let (ready, said) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "False/RollingUpdate");
+    assert!(
+        said.contains("waiting for room") && said.contains("minAvailable 2"),
+        "{said}"
+    );
+    cluster.nodes(&[2]);
+    assert_eq!(run(&mut cluster), 2);
+    assert_eq!(revisions(&cluster).len(), 1);
+}
+
+#[test]
+fn a_single_group_is_replaced_with_a_gap_only_where_there_is_no_room() {
+    for (free, least) in [(0, 0), (2, 1)] {
+        let mut cluster = up(&spec(1, 1, &json!({})), &[free]);
+        cluster.set(&spec(1, 2, &json!({})));
+        assert_eq!(run(&mut cluster), least, "{free} CPUs free");
+        assert_eq!(revisions(&cluster).len(), 1);
+    }
+}
+
+#[test]
+fn a_partition_keeps_groups_on_the_old_revision() {
+    let mut cluster = up(&spec(3, 1, &json!({"partition": 2})), &[8]);
+    let old = revisions(&cluster);
+    cluster.set(&spec(3, 2, &json!({"partition": 2})));
+    run(&mut cluster);
+    let on_old = |cluster: &Cluster| {
+        let table = cluster.table();
+        table.iter().filter(|group| old.contains(&group.1)).count()
+    };
+    assert_eq!(on_old(&cluster), 2);
+    assert_eq!(cluster.status().updated_replicas, 1);
+    let (ready, _) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "True/AllGroupsReady");
+    assert!(message(&cluster).contains("partition is 2"));
+    cluster.set(&spec(3, 2, &json!({"partition": 0})));
+    run(&mut cluster);
+    assert_eq!(on_old(&cluster), 0);
+}
+
+#[test]
+fn a_paused_rollout_moves_nothing_and_still_mends() {
+    let paused = json!({"paused": true});
+    let mut cluster = up(&spec(2, 1, &json!({})), &[8]);
+    let old = revisions(&cluster);
+    cluster.set(&spec(2, 2, &paused));
+    run(&mut cluster);
+    assert_eq!(revisions(&cluster), old);
+    let (ready, _) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "False/RolloutPaused");
+    cluster.fail("m-0-0", &report(FailureCategory::RankDied, Some(0)));
+    run(&mut cluster);
+    assert_eq!(revisions(&cluster), old, "made again as it was");
+    assert_eq!(cluster.status().ready_replicas, 2);
+    let memory = cluster.pod_mut("m-0-0").spec.clone().expect("a spec");
+    let limits = memory.containers[0].resources.clone().expect("set").limits;
+    assert_eq!(limits.expect("limits")["memory"].0, "1Gi");
+    cluster.set(&spec(2, 2, &json!({})));
+    run(&mut cluster);
+    assert_ne!(revisions(&cluster), old);
+}
+
+#[test]
+fn a_wrong_answer_halts_the_rollout_and_the_old_revision_serves_on() {
+    let mut cluster = up(&spec(2, 1, &json!({})), &[8]);
+    let old = revisions(&cluster);
+    cluster.set(&spec(2, 2, &json!({})));
+    cluster.settle();
+    cluster.schedule();
+    cluster.start();
+    cluster.fail("m-2-0", &report(FailureCategory::SelfTestMismatch, Some(1)));
+    run(&mut cluster);
+    assert_eq!(
+        cluster.status().rollout,
+        None,
+        "made again, it answered well"
+    );
+
+    cluster.set(&spec(2, 3, &json!({})));
+    for _ in 0..12 {
+        cluster.settle();
+        cluster.schedule();
+        cluster.start();
+        for name in cluster.pod_names() {
+            let pod = cluster.pod_mut(&name);
+            let limits = pod.spec.clone().expect("a spec").containers[0]
+                .resources
+                .clone()
+                .expect("set")
+                .limits;
+            if limits.expect("limits")["memory"].0 == "3Gi" {
+                cluster.fail(&name, &report(FailureCategory::SelfTestMismatch, Some(1)));
+            }
+        }
+        cluster.settle();
+        cluster.finish_deletions();
+        cluster.advance(61);
+    }
+    let status = cluster.status();
+    let failed = status
+        .rollout
+        .expect("a rollout")
+        .failure
+        .expect("a failure");
+    assert_eq!(failed.reason, "SelfTestMismatch");
+    assert_eq!(status.ready_replicas, 2, "the others serve on");
+    let (ready, said) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "False/RolloutHalted");
+    assert!(said.contains("correct the spec"), "{said}");
+    let (stalled, _) = cluster.condition(ConditionType::Stalled);
+    assert_eq!(stalled, "True/SelfTestMismatch");
+    let (available, _) = cluster.condition(ConditionType::Available);
+    assert_eq!(available, "True/AsExpected");
+    let kept = cluster.status().groups;
+    let kept = kept.iter().find(|group| group.phase == GroupPhase::Failed);
+    assert!(kept.is_some(), "what failed is kept");
+    assert_ne!(revisions(&cluster), old);
+}
+
+#[test]
+fn a_rollback_goes_back_until_the_spec_changes() {
+    let rollout = json!({"onFailure": "Rollback", "strategy": "DrainThenReplace"});
+    let mut cluster = up(&spec(2, 1, &rollout), &[8]);
+    let old = revisions(&cluster);
+    cluster.set(&spec(2, 2, &rollout));
+    cluster.settle();
+    cluster.advance(4);
+    cluster.settle();
+    cluster.finish_deletions();
+    cluster.settle();
+    cluster.schedule();
+    cluster.start();
+    let fresh = cluster.table();
+    let moved = fresh.iter().find(|group| !old.contains(&group.1));
+    let name = format!("m-{}-0", moved.expect("one moved").0);
+    cluster.fail(&name, &report(FailureCategory::ModelNotFound, None));
+    run(&mut cluster);
+    assert_eq!(revisions(&cluster), old);
+    assert_eq!(cluster.status().ready_replicas, 2);
+    let (ready, said) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "False/RolledBack");
+    assert!(said.contains("ModelNotFound"), "{said}");
+    cluster.set(&spec(2, 3, &rollout));
+    run(&mut cluster);
+    assert_eq!(cluster.status().rollout, None);
+    let (ready, _) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "True/AllGroupsReady");
+}
+
+#[test]
+fn a_group_that_does_not_serve_in_time_halts_the_rollout() {
+    let rollout = json!({"progressDeadline": "5m"});
+    let mut cluster = up(&spec(2, 1, &rollout), &[8]);
+    cluster.set(&spec(2, 2, &rollout));
+    cluster.settle();
+    cluster.schedule();
+    cluster.start();
+    cluster.settle();
+    cluster.advance(299);
+    cluster.settle();
+    assert!(cluster.status().rollout.expect("one").failure.is_none());
+    cluster.advance(1);
+    cluster.settle();
+    let failure = cluster.status().rollout.expect("one").failure;
+    assert_eq!(failure.expect("halted").reason, "ProgressDeadlineExceeded");
+    cluster.make_ready();
+    run(&mut cluster);
+    assert_eq!(cluster.status().rollout, None, "late is better than never");
+}
+
+#[test]
+fn a_restart_is_a_rollout_of_the_same_spec_with_the_worker_of_today() {
+    let mut cluster = up(&json!({}), &[8]);
+    let old = cluster.pod_mut("m-0-0").metadata.uid.clone();
+    cluster.worker_image = "llama-operator/worker:next".to_owned();
+    assert_eq!(cluster.round(), 0, "a new operator moves no group");
+    let plan = cluster.plan();
+    let template = plan.templates.of(&plan.course.wanted).expect("known");
+    assert_eq!(template.worker.image, "llama-operator/worker:test");
+    cluster.set(&json!({"restart": {"id": "monday"}}));
+    run(&mut cluster);
+    let name = cluster.pod_names()[0].clone();
+    assert_ne!(cluster.pod_mut(&name).metadata.uid, old);
+    let spec = cluster.pod_mut(&name).spec.clone().expect("a spec");
+    let image = spec.containers[0].image.clone();
+    assert_eq!(image.as_deref(), Some("llama-operator/worker:next"));
+}
+
+#[test]
+fn only_so_many_old_revisions_are_kept() {
+    let mut cluster = up(&json!({"revisionHistoryLimit": 2}), &[8]);
+    for memory in 2..8 {
+        cluster.set(&json!({
+            "revisionHistoryLimit": 2,
+            "resources": {"memory": format!("{memory}Gi")},
+        }));
+        run(&mut cluster);
+    }
+    let numbers: Vec<_> = cluster
+        .observed
+        .revisions
+        .iter()
+        .map(|stored| stored.revision)
+        .collect();
+    assert_eq!(numbers, [5, 6, 7]);
+}
+
+#[test]
+fn a_group_moves_off_a_node_that_is_closed_once_another_has_room() {
+    let mut cluster = up(&json!({}), &[0]);
+    cluster.observed.closed_nodes.insert("node-1".to_owned());
+    cluster.settle();
+    assert_eq!(cluster.pod_names(), ["m-0-0"], "it stays where it is");
+    cluster.nodes(&[0, 8]);
+    cluster.round();
+    assert_eq!(cluster.pod_names(), ["m-0-0", "m-1-0"]);
+    cluster.place_on("m-1-0", "node-2");
+    assert_eq!(run(&mut cluster), 1);
+    assert_eq!(cluster.pod_names(), ["m-1-0"]);
+}
