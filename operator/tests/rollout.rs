@@ -320,3 +320,35 @@ fn a_group_moves_off_a_node_that_is_closed_once_another_has_room() {
     assert_eq!(run(&mut cluster), 1);
     assert_eq!(cluster.pod_names(), ["m-1-0"]);
 }
+
+#[test]
+fn what_the_first_group_answered_every_other_must_answer() {
+    let mut cluster = up(&spec(1, 1, &json!({})), &[8]);
+    let expected = |cluster: &mut Cluster, pod: &str| {
+        let spec = cluster.pod_mut(pod).spec.clone().expect("a spec");
+        let args = spec.containers[0].args.clone().unwrap_or_default();
+        let flag = args
+            .iter()
+            .find_map(|arg| arg.strip_prefix("--self-test-answer="));
+        flag.map(str::to_owned)
+    };
+    assert_eq!(expected(&mut cluster, "m-0-0"), None);
+    cluster.answer = Some("abc".to_owned());
+    cluster.says("m-0-0", 0, 0);
+    cluster.settle();
+    assert_eq!(cluster.status().self_tests[0].answer, "abc");
+
+    cluster.set(&spec(2, 1, &json!({})));
+    cluster.settle();
+    assert_eq!(expected(&mut cluster, "m-1-0").as_deref(), Some("abc"));
+    cluster.bring_up();
+    // Another amount of memory is another revision, and the same answer.
+    cluster.set(&spec(2, 2, &json!({})));
+    cluster.settle();
+    assert_eq!(expected(&mut cluster, "m-2-0").as_deref(), Some("abc"));
+    // Another model, another answer.
+    cluster.set(&json!({"replicas": 2, "model": {"source": {"pvc": {"path": "n.gguf"}}}}));
+    run(&mut cluster);
+    let names = cluster.pod_names();
+    assert_eq!(expected(&mut cluster, &names[0]), None);
+}

@@ -179,3 +179,24 @@ pub struct Restart {
     #[schemars(length(min = 1, max = 64))]
     pub id: String,
 }
+
+/// What a group must show before it serves.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Preflight {
+    /// Whether the golden answer of a group is compared with the one on record in
+    /// status.selfTests. In any case all ranks of a group must agree on it.
+    #[serde(default)]
+    pub self_test: SelfTestPolicy,
+}
+
+/// Whether the golden answer of a group is compared with the one on record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SelfTestPolicy {
+    /// A group that answers anything else never serves (SelfTestMismatch).
+    #[default]
+    Enforce,
+    /// Whatever the ranks agree on will do, for example after the file of a volume was
+    /// replaced in its place.
+    Off,
+}

@@ -15,8 +15,8 @@ mod spec;
 mod status;
 
 pub use change::{
-    Drain, FailurePolicy, GroupRestart, MAX_RESTARTS, OnRolloutFailure, Restart, Rollout,
-    RolloutStrategy,
+    Drain, FailurePolicy, GroupRestart, MAX_RESTARTS, OnRolloutFailure, Preflight, Restart,
+    Rollout, RolloutStrategy, SelfTestPolicy,
 };
 pub use duration::Duration;
 pub use spec::{
@@ -26,5 +26,6 @@ pub use spec::{
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupStatus,
-    LlamaDeploymentStatus, MAX_GROUP_ENTRIES, Reason, RolloutFailure, RolloutStatus,
+    LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, Reason, RolloutFailure,
+    RolloutStatus, SelfTestRecord,
 };

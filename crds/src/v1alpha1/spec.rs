@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LlamaDeploymentStatus;
-use super::change::{Drain, FailurePolicy, Restart, Rollout};
+use super::change::{Drain, FailurePolicy, Preflight, Restart, Rollout};
 use super::duration::Duration;
 
 /// Longest name of a LlamaDeployment: `<name>-<group>-<node>` must be a host name
@@ -135,6 +135,10 @@ pub struct LlamaDeploymentSpec {
     /// What happens when a group fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailurePolicy>,
+
+    /// What a group must show before it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preflight: Option<Preflight>,
 
     /// A restart that somebody asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

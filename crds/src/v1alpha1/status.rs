@@ -10,6 +10,9 @@ use super::change::RolloutStrategy;
 /// Most entries of `status.groups`: it bounds the size of the object.
 pub const MAX_GROUP_ENTRIES: usize = 64;
 
+/// Most golden answers on record.
+pub const MAX_SELF_TESTS: usize = 8;
+
 /// What the operator reports of a LlamaDeployment.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -50,6 +53,13 @@ pub struct LlamaDeploymentStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
 
+    /// Golden answers on record. Every further group of the same model, layout and worker
+    /// image must give the same before it serves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
+    pub self_tests: Vec<SelfTestRecord>,
+
     /// Selects one pod of each group (rank 0), for autoscalers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
@@ -70,6 +80,26 @@ pub struct LlamaDeploymentStatus {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["index".into()]))]
     pub groups: Vec<GroupStatus>,
+}
+
+/// What the first group of a model, layout and worker image answered to a fixed text.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SelfTestRecord {
+    /// Hash of model source, layout, context length and worker image.
+    #[schemars(length(max = 32))]
+    pub key: String,
+
+    /// Digest of the answer's tokens and probabilities.
+    #[schemars(length(max = 64))]
+    pub answer: String,
+
+    /// Revision of the group that gave it.
+    #[schemars(length(max = 32))]
+    pub revision: String,
+
+    /// When it was put on record.
+    pub time: Time,
 }
 
 /// One group of worker pods.

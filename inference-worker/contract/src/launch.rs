@@ -83,6 +83,10 @@ pub struct LaunchArgs {
     /// Seconds that running answers get to finish after SIGTERM.
     #[arg(long, default_value_t = 120)]
     pub drain_seconds: u32,
+    /// Digest of the golden answer that the ranks must give before requests are taken, as
+    /// another group with the same weights, layout and build reported it.
+    #[arg(long, value_name = "DIGEST")]
+    pub self_test_answer: Option<String>,
 }
 
 impl LaunchArgs {
@@ -109,6 +113,9 @@ impl LaunchArgs {
         }
         if let Some(address) = &self.rendezvous {
             args.push(format!("--rendezvous={address}"));
+        }
+        if let Some(answer) = &self.self_test_answer {
+            args.push(format!("--self-test-answer={answer}"));
         }
         args
     }
@@ -163,6 +170,7 @@ mod tests {
             epoch in any::<u64>(),
             rendezvous in proptest::option::of("[a-z0-9.-]{1,60}:[1-9][0-9]{1,3}"),
             drain_seconds in 0_u32..=86_400,
+            self_test_answer in proptest::option::of("[a-f0-9]{16}"),
         ) -> LaunchArgs {
             LaunchArgs {
                 model: model.into(),
@@ -179,6 +187,7 @@ mod tests {
                 epoch,
                 rendezvous,
                 drain_seconds,
+                self_test_answer,
             }
         }
     }

@@ -52,10 +52,6 @@ pub struct ServeArgs {
     /// Adapters to load before requests are taken, as NAME=FOLDER.
     #[arg(long, num_args = 1..)]
     pub lora_modules: Vec<AdapterModule>,
-    /// Digest of the golden answer that the ranks must give before requests are taken, as
-    /// another group with the same weights, layout and build reported it.
-    #[arg(long, value_name = "DIGEST")]
-    pub self_test_answer: Option<String>,
     /// Name of the node, for reports.
     #[arg(long, env = NODE_NAME_ENV, default_value = "localhost")]
     pub node_name: String,

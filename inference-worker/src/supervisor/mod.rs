@@ -418,7 +418,7 @@ impl<'a> Pod<'a> {
             let (sender, rehearsal) = oneshot::channel();
             let (engine, rack) = (engine.clone(), rack.clone());
             let modules = self.args.lora_modules.clone();
-            let expected = self.args.self_test_answer.clone();
+            let expected = self.args.launch.self_test_answer.clone();
             tokio::spawn(async move {
                 let report = self_test::run(&engine, question, expected.as_deref()).await;
                 let rehearsed = match report {

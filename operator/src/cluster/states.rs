@@ -20,6 +20,10 @@ use crate::reconcile::observe::LeaderState;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A word older than this is not passed on.
 const FRESH_FOR: Duration = Duration::from_secs(15);
+/// Questions without an answer after which a pod is asked no more for some time.
+const PATIENCE: u32 = 3;
+/// How long what a pod said, or did not say, is remembered.
+const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 /// Pods that are asked at the same time.
 const AT_ONCE: usize = 32;
 /// Longest answer.
@@ -34,8 +38,11 @@ pub struct States {
 
 #[derive(Debug)]
 struct Told {
-    load: u32,
-    at: Instant,
+    /// The last answer, and when it came.
+    state: Option<(LeaderState, Instant)>,
+    /// Questions in a row without an answer.
+    failures: u32,
+    asked: Instant,
 }
 
 impl Default for States {
@@ -60,10 +67,18 @@ impl States {
     /// What the pod `uid` said last, if that is not long ago.
     pub fn get(&self, uid: &str) -> Option<LeaderState> {
         let told = self.lock();
-        let told = told.get(uid)?;
-        let age = told.at.elapsed();
-        let load = told.load;
-        (age < FRESH_FOR).then_some(LeaderState { load, age })
+        let (state, at) = told.get(uid)?.state.as_ref()?;
+        let age = at.elapsed();
+        (age < FRESH_FOR).then(|| LeaderState {
+            age,
+            ..state.clone()
+        })
+    }
+
+    /// Whether the pod `uid` has not answered often enough to be asked no more for now.
+    pub fn is_silent(&self, uid: &str) -> bool {
+        let told = self.lock();
+        told.get(uid).is_some_and(|told| told.failures >= PATIENCE)
     }
 
     /// Asks one pod and keeps its answer.
@@ -72,19 +87,30 @@ impl States {
             return;
         };
         let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(question.address)).await;
-        let load = match answer {
-            Ok(Ok(report)) => Some(report.running.saturating_add(report.waiting)),
+        let now = Instant::now();
+        let mut told = self.lock();
+        told.retain(|_, told| told.asked.elapsed() < FORGOTTEN_AFTER);
+        let entry = told.entry(question.uid.clone()).or_insert(Told {
+            state: None,
+            failures: 0,
+            asked: now,
+        });
+        entry.asked = now;
+        match answer {
+            Ok(Ok(report)) => {
+                let state = LeaderState {
+                    load: report.running.saturating_add(report.waiting),
+                    answer: report.self_test.map(|test| test.answer),
+                    age: Duration::ZERO,
+                };
+                entry.state = Some((state, now));
+                entry.failures = 0;
+            }
             Ok(Err(error)) => {
                 tracing::debug!(uid = question.uid, error, "a worker did not tell its state");
-                None
+                entry.failures += 1;
             }
-            Err(_) => None,
-        };
-        let mut told = self.lock();
-        told.retain(|_, told| told.at.elapsed() < FRESH_FOR);
-        if let Some(load) = load {
-            let at = Instant::now();
-            told.insert(question.uid.clone(), Told { load, at });
+            Err(_) => entry.failures += 1,
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod failure;
+pub mod golden;
 pub mod groups;
 pub mod notices;
 pub mod observe;
@@ -43,6 +44,8 @@ use self::observe::Observed;
 /// A round without an event, in case one was missed.
 const SAFETY_ROUND: Duration = Duration::from_mins(10);
 
+/// Pause before an answer is looked for that was asked for beside the rounds.
+const ANSWER_PAUSE: Duration = Duration::from_secs(2);
 /// Pause while the caches fill.
 const SYNC_PAUSE: Duration = Duration::from_millis(100);
 
@@ -143,7 +146,7 @@ fn key(object: &Guarded) -> String {
     format!("{}/{}", part(&meta.namespace), part(&meta.name))
 }
 
-async fn dispatch(object: &Guarded, context: &Context) -> Result<Action, Error> {
+async fn dispatch(object: &Guarded, context: &Arc<Context>) -> Result<Action, Error> {
     // An object on its way out is never given new children, and the garbage collector
     // removes those that it has.
     if object.meta().deletion_timestamp.is_some() {
@@ -162,7 +165,7 @@ async fn dispatch(object: &Guarded, context: &Context) -> Result<Action, Error> 
     }
 }
 
-async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Error> {
+async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Action, Error> {
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
     let previous = latest_status(object, context);
     let mut observed = observe::observe(context, &namespace, &name, object).await?;
@@ -222,7 +225,11 @@ async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Er
     if let Some(refusal) = applied.refused.into_iter().next() {
         return Err(Error::Refused(refusal));
     }
-    let next = plan.wake_after().unwrap_or(SAFETY_ROUND);
+    let mut next = plan.wake_after().unwrap_or(SAFETY_ROUND);
+    let unanswered = golden::unanswered(&plan, &status, &observed);
+    if ask_later(&unanswered, &observed, context) {
+        next = next.min(ANSWER_PAUSE);
+    }
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
 }
 
@@ -241,20 +248,39 @@ fn is_paused(object: &LlamaDeployment) -> bool {
 
 /// Asks the first pods of groups how busy they are.
 async fn ask_leaders(observed: &Observed, context: &Context) {
-    let questions = observed.pods.iter().filter_map(|pod| {
+    let questions: Vec<_> = questions(observed, |_| true).collect();
+    let asked = questions
+        .iter()
+        .map(|question| context.cluster.states.ask(question));
+    futures::future::join_all(asked).await;
+}
+
+/// Asks the pods with these UIDs beside the rounds; whether there is one to ask.
+fn ask_later(uids: &[String], observed: &Observed, context: &Arc<Context>) -> bool {
+    let states = &context.cluster.states;
+    let worth_it = |uid: &str| uids.iter().any(|known| known == uid) && !states.is_silent(uid);
+    let questions: Vec<_> = questions(observed, worth_it).collect();
+    let any = !questions.is_empty();
+    for question in questions {
+        let context = Arc::clone(context);
+        tokio::spawn(async move { context.cluster.states.ask(&question).await });
+    }
+    any
+}
+
+fn questions(
+    observed: &Observed,
+    about: impl Fn(&str) -> bool,
+) -> impl Iterator<Item = states::Question> {
+    observed.pods.iter().filter_map(move |pod| {
         let view = pods::PodView::read(pod)?;
-        let answers = view.node == 0 && view.phase() == "Running";
+        let answers = view.node == 0 && view.phase() == "Running" && about(view.uid);
         let address = pod.status.pod_ip.as_deref()?.parse().ok()?;
         answers.then(|| states::Question {
             uid: view.uid.to_owned(),
             address,
         })
-    });
-    let questions: Vec<_> = questions.collect();
-    let asked = questions
-        .iter()
-        .map(|question| context.cluster.states.ask(question));
-    futures::future::join_all(asked).await;
+    })
 }
 
 /// An object that this version cannot read, for example one written under another schema.

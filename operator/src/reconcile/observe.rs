@@ -31,6 +31,8 @@ pub enum Claim {
 pub struct LeaderState {
     /// Requests that it works on or that wait.
     pub load: u32,
+    /// Digest of its golden answer, once it has given one.
+    pub answer: Option<String>,
     /// How long ago it said so.
     pub age: Duration,
 }

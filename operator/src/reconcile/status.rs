@@ -145,6 +145,7 @@ pub fn of_plan(
         current_revision: view.current_revision(previous),
         updated_revision: Some(plan.course.wanted.clone()),
         rollout: view.rollout(previous, now),
+        self_tests: plan.self_tests.clone(),
         selector: Some(labels::one_pod_a_group(&deployment.name)),
         url: Some(names::url(&deployment.name, &deployment.namespace)),
         served_name: Some(deployment.served_name.clone()),

@@ -151,6 +151,7 @@ fn read(
         deployment: ValidDeployment {
             replicas: deployment.replicas,
             suspend: deployment.suspend,
+            checks_answers: deployment.checks_answers,
             change: deployment.change.clone(),
             ..then
         },

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use llama_crds::v1alpha1::{
     Accelerator, Gpu, ImagePullPolicy, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
-    MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Parallelism, Placement,
+    MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Parallelism, Placement, SelfTestPolicy,
 };
 
 use super::observe::Observed;
@@ -195,6 +195,8 @@ pub struct ValidDeployment {
     pub placement: Placement,
     /// Text that makes another revision of the same spec.
     pub restart: Option<String>,
+    /// Whether a group must give the golden answer that another gave before.
+    pub checks_answers: bool,
     /// What happens when things change or fail.
     pub change: ChangePolicy,
     /// No pods at all.
@@ -269,6 +271,10 @@ pub fn validate(
         replicas: in_range("spec.replicas", spec.replicas, 0, MAX_GROUPS)?,
         placement: placement(spec)?,
         restart: spec.restart.as_ref().map(|restart| restart.id.clone()),
+        checks_answers: spec
+            .preflight
+            .as_ref()
+            .is_none_or(|preflight| preflight.self_test == SelfTestPolicy::Enforce),
         change: policy::change(spec)?,
         suspend: spec.suspend,
         name,

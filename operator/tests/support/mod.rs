@@ -88,6 +88,8 @@ pub(crate) struct Cluster {
     pub(crate) observed: Observed,
     /// The time.
     pub(crate) now: Timestamp,
+    /// The golden answer that first pods tell.
+    pub(crate) answer: Option<String>,
     /// Worker image of the operator.
     pub(crate) worker_image: String,
     next_uid: u32,
@@ -104,6 +106,7 @@ impl Cluster {
                 ..Observed::default()
             },
             now: Timestamp::from_second(1_800_000_000).expect("a time"),
+            answer: None,
             worker_image: settings().image,
             next_uid: 0,
         }
@@ -220,7 +223,10 @@ impl Cluster {
     pub(crate) fn says(&mut self, name: &str, load: u32, age: u64) {
         let uid = self.pod_mut(name).metadata.uid.clone().expect("a UID");
         let age = std::time::Duration::from_secs(age);
-        self.observed.states.insert(uid, LeaderState { load, age });
+        let answer = self.answer.clone();
+        self.observed
+            .states
+            .insert(uid, LeaderState { load, answer, age });
     }
 
     /// Nodes with so many free CPUs each, and as much memory as there may be.

@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
+use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason, SelfTestRecord};
 
+use super::golden;
 use super::groups::{self, Course, Deletion, GroupPlan, Situation};
 use super::observe::Observed;
 use super::placement::{self, Need};
@@ -65,6 +66,8 @@ pub struct Plan {
     pub course: Course,
     /// What pods are made from.
     pub templates: Templates,
+    /// The golden answers on record.
+    pub self_tests: Vec<SelfTestRecord>,
     /// What keeps pods from starting, with the index of the group.
     pub obstacles: Vec<(u32, Obstacle)>,
     /// What is wrong with the model's claim.
@@ -121,7 +124,8 @@ pub fn plan(
         now,
     };
     let groups = groups::plan(&situation, &room(deployment, observed));
-    let create = pods(&templates, observed, &groups.plans);
+    let self_tests = golden::records(previous, &groups.plans, &templates, observed, now);
+    let create = pods(&templates, observed, previous, &groups.plans);
     let live: Vec<_> = views
         .iter()
         .filter(|pod| pod.is_owned_by(&deployment.uid) && !pod.is_over() && !pod.is_deleting())
@@ -155,6 +159,7 @@ pub fn plan(
         create,
         groups: groups.plans,
         decision: groups.decision,
+        self_tests,
         course: groups.course,
         templates,
         obstacles,
@@ -173,7 +178,12 @@ fn room(deployment: &ValidDeployment, observed: &Observed) -> Room {
     }
 }
 
-fn pods(templates: &Templates, observed: &Observed, groups: &[GroupPlan]) -> Vec<Pod> {
+fn pods(
+    templates: &Templates,
+    observed: &Observed,
+    status: &LlamaDeploymentStatus,
+    groups: &[GroupPlan],
+) -> Vec<Pod> {
     let mut create = Vec::new();
     for group in groups {
         let revision = &group.status.revision;
@@ -182,6 +192,7 @@ fn pods(templates: &Templates, observed: &Observed, groups: &[GroupPlan]) -> Vec
         else {
             continue;
         };
+        let answer = golden::expected(status, template);
         for node in &group.create {
             let place = pod::Place {
                 group: index,
@@ -189,6 +200,7 @@ fn pods(templates: &Templates, observed: &Observed, groups: &[GroupPlan]) -> Vec
                 epoch: group.status.epoch,
                 revision,
                 avoid: &group.avoid,
+                answer: answer.as_deref(),
                 gated: observed.sees_nodes && template.deployment.nodes > 1,
             };
             create.push(pod::pod(&template.deployment, &template.worker, &place));

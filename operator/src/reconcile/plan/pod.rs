@@ -54,6 +54,8 @@ pub(super) struct Place<'a> {
     pub(super) revision: &'a str,
     /// Nodes to be used only where there are no others.
     pub(super) avoid: &'a BTreeSet<String>,
+    /// The golden answer that its group must give.
+    pub(super) answer: Option<&'a str>,
     /// Whether it waits until nodes are chosen for the whole group.
     pub(super) gated: bool,
 }
@@ -212,6 +214,7 @@ fn launch(
         epoch: u64::try_from(place.epoch).unwrap_or_default(),
         rendezvous,
         drain_seconds: settings.drain_seconds,
+        self_test_answer: place.answer.map(str::to_owned),
     }
 }
 
