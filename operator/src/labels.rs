@@ -20,6 +20,13 @@ pub const EPOCH: &str = "llmops.dev/epoch";
 /// `true` on the pod that holds rank 0 and answers the API.
 pub const RANK0: &str = "llmops.dev/rank0";
 
+/// Hash of what an inspection pod was made from; only such pods have it.
+pub const INSPECTION: &str = "llmops.dev/inspection";
+
+const COMPONENT: &str = "app.kubernetes.io/component";
+/// What the pods of groups are.
+const INFERENCE: &str = "inference";
+
 /// Value of [`RANK0`].
 pub const TRUE: &str = "true";
 
@@ -28,13 +35,27 @@ pub fn common(name: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "llama-worker"),
         ("app.kubernetes.io/instance", name),
-        ("app.kubernetes.io/component", "inference"),
+        (COMPONENT, INFERENCE),
         ("app.kubernetes.io/part-of", "llama-operator"),
         (MANAGED_BY, FIELD_MANAGER),
         (DEPLOYMENT, name),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into()
+}
+
+/// Labels of the pod that inspects the model of the deployment `name`.
+pub fn inspection(name: &str) -> BTreeMap<String, String> {
+    let mut all = common(name);
+    all.insert(COMPONENT.to_owned(), "inspection".to_owned());
+    all
+}
+
+/// Selector of the pods of the groups of the deployment `name`.
+pub fn group_pods(name: &str) -> BTreeMap<String, String> {
+    [(DEPLOYMENT, name), (COMPONENT, INFERENCE)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// Selector of everything that this operator manages.

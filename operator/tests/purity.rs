@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 12] = [
+const PURE: [&str; 15] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/validate.rs",
@@ -12,6 +12,9 @@ const PURE: [&str; 12] = [
     "src/reconcile/pods.rs",
     "src/reconcile/failure.rs",
     "src/reconcile/waiting.rs",
+    "src/reconcile/fit.rs",
+    "src/reconcile/fit_words.rs",
+    "src/reconcile/measured.rs",
     "src/reconcile/groups.rs",
     "src/reconcile/status.rs",
     "src/reconcile/notices.rs",

@@ -15,8 +15,8 @@ pub use inspect::{
 };
 pub use launch::{Device, LaunchArgs};
 pub use report::{
-    FailureCategory, FailureReport, LoadProgress, RankPhase, RankReport, SelfTestReport,
-    StateReport, WorkerPhase,
+    FailureCategory, FailureReport, LoadProgress, RankMemory, RankPhase, RankReport,
+    SelfTestReport, StateReport, WorkerPhase,
 };
 
 /// Port of the OpenAI API on a group's first pod.

@@ -39,14 +39,15 @@ pub async fn apply(
         apply_service(&services, service, live_services, &mut applied).await?;
     }
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
+    let of_groups = plan.groups.iter().flat_map(|group| &group.delete);
+    for deletion in of_groups.chain(&plan.fit.delete) {
         delete_pod(&pods, deletion, &mut applied).await?;
     }
     if let Some(secret) = &plan.secret {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
         create_secret(&secrets, secret, &mut applied).await?;
     }
-    for pod in &plan.create {
+    for pod in plan.fit.create.iter().chain(&plan.create) {
         create(&pods, "Pod", pod, &mut applied).await?;
     }
     Ok(applied)

@@ -23,6 +23,15 @@ const FAILED_GRACE_SECONDS: u32 = 10;
 /// First and longest pause before a failed group is created again.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 
+/// Whether pods of the current revision may be created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewPods {
+    /// Yes.
+    Allowed,
+    /// Not now; the sentence says why. Groups that exist go on as they are.
+    Held(String),
+}
+
 /// A pod that should go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deletion {
@@ -108,6 +117,7 @@ pub fn plan(
     revision: &str,
     previous: &[GroupStatus],
     pods: &[PodView<'_>],
+    new_pods: &NewPods,
     now: Timestamp,
 ) -> Vec<GroupPlan> {
     let wanted = deployment.wanted_groups();
@@ -135,6 +145,7 @@ pub fn plan(
                     .find(|entry| u32::try_from(entry.index) == Ok(index)),
                 pods: &mine,
                 strangers: &others,
+                new_pods,
                 now,
             };
             Some(if index < wanted {
@@ -144,7 +155,9 @@ pub fn plan(
             })
         })
         .collect();
-    roll_out(&mut plans, revision);
+    if *new_pods == NewPods::Allowed {
+        roll_out(&mut plans, revision);
+    }
     plans
 }
 
@@ -190,6 +203,7 @@ struct Group<'a> {
     previous: Option<&'a GroupStatus>,
     pods: &'a [PodView<'a>],
     strangers: &'a [PodView<'a>],
+    new_pods: &'a NewPods,
     now: Timestamp,
 }
 
@@ -326,6 +340,9 @@ impl Group<'_> {
             );
             return plan.in_phase(GroupPhase::Restarting, message);
         }
+        if let NewPods::Held(why) = self.new_pods {
+            return plan.in_phase(GroupPhase::Waiting, why.clone());
+        }
         plan.create = (0..self.deployment.nodes).collect();
         // Another revision may be wanted by now; its pods are made from this one's inputs.
         self.revision.clone_into(&mut plan.status.revision);
@@ -440,7 +457,8 @@ impl Group<'_> {
     /// Nothing has failed: see how far the group is.
     fn run(&self, mut plan: GroupPlan, mine: &[PodView<'_>]) -> GroupPlan {
         plan.create = self.missing(mine);
-        if !plan.create.is_empty() && plan.status.revision != self.revision {
+        let held = *self.new_pods != NewPods::Allowed;
+        if !plan.create.is_empty() && (held || plan.status.revision != self.revision) {
             // A half-made group of an older revision cannot be completed.
             plan.create.clear();
         }

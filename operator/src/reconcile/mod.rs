@@ -1,12 +1,15 @@
 //! One round for one `LlamaDeployment`: observe → validate → plan → apply → status.
 //!
-//! `validate`, `groups`, `plan`, `failure`, `waiting`, `status` and `notices` are pure:
+//! `validate`, `fit`, `groups`, `plan`, `failure`, `waiting`, `status` and `notices` are pure:
 //! they take no client and no clock. A round never waits for anything; it writes what it
 //! sees and leaves the rest to the next event.
 
 pub mod apply;
 pub mod failure;
+pub mod fit;
+pub mod fit_words;
 pub mod groups;
+pub mod measured;
 pub mod notices;
 pub mod observe;
 pub mod plan;
@@ -164,7 +167,8 @@ async fn round(object: &LlamaDeployment, context: &Context) -> Result<Action, Er
         }
     };
     let settings = &context.settings.worker;
-    let plan = plan::plan(&deployment, settings, &observed, &previous.groups, now);
+    let fit = fit::fit(&deployment, settings, &observed, &previous, now);
+    let plan = plan::plan(&deployment, settings, &observed, &previous.groups, fit, now);
     let applied = apply::apply(client, &namespace, &plan, &observed.services).await?;
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
     for group in plan

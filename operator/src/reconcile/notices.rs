@@ -10,7 +10,7 @@ use crate::events::Notice;
 use crate::names;
 
 /// Reasons of Ready that are worth a warning, besides failures, which have their own.
-const WARNINGS: [Reason; 10] = [
+const WARNINGS: [Reason; 12] = [
     Reason::PersistentVolumeClaimNotFound,
     Reason::PersistentVolumeClaimPending,
     Reason::PersistentVolumeClaimLost,
@@ -21,6 +21,8 @@ const WARNINGS: [Reason; 10] = [
     Reason::NameConflict,
     Reason::InvalidSpec,
     Reason::Unschedulable,
+    Reason::NotFit,
+    Reason::InspectionFailed,
 ];
 
 /// Events of a round that led from `before` to `after`. `plan` is `None` when there was

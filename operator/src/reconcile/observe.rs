@@ -1,11 +1,11 @@
 //! Step 1: what the cluster holds for one deployment. Reads only.
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Service};
 use kube::api::ListParams;
 use kube::{Api, Client};
 use llama_crds::v1alpha1::LlamaDeployment;
 
-use super::Error;
+use super::{Error, fit};
 use crate::{labels, names};
 
 /// The claim that holds the model.
@@ -29,6 +29,8 @@ pub struct Observed {
     pub services: Vec<Service>,
     /// The claim that holds the model.
     pub claim: Claim,
+    /// Bytes of the smallest GPU that pods may get, where it had to be looked for.
+    pub gpu_memory: Option<u64>,
 }
 
 /// Reads everything that planning needs, straight from the API server: no cache that
@@ -59,11 +61,12 @@ pub async fn observe(
                 .map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim)))),
         }
     };
-    let (pods, client_service, ranks_service, claim) = tokio::join!(
+    let (pods, client_service, ranks_service, claim, gpu_memory) = tokio::join!(
         pods.list(&selector),
         services.get_opt(&client_service),
         services.get_opt(&ranks_service),
-        claim
+        claim,
+        gpu_memory(client, object)
     );
     let services = [
         client_service.map_err(failed("the client Service"))?,
@@ -73,5 +76,21 @@ pub async fn observe(
         pods: pods.map_err(failed("the pods"))?.items,
         services: services.into_iter().flatten().collect(),
         claim: claim.map_err(failed("the model's claim"))?,
+        gpu_memory: gpu_memory.map_err(failed("the nodes with GPUs"))?,
     })
+}
+
+/// Bytes of the smallest GPU among the nodes that the placement allows, where that has to
+/// be known. An operator that watches only some namespaces may not read nodes.
+async fn gpu_memory(client: &Client, object: &LlamaDeployment) -> Result<Option<u64>, kube::Error> {
+    let (spec, generation) = (&object.spec, object.metadata.generation);
+    if !fit::needs_nodes(spec, object.status.as_ref(), generation) {
+        return Ok(None);
+    }
+    let labelled = ListParams::default().labels(fit::GPU_MEMORY_LABEL);
+    match Api::<Node>::all(client.clone()).list(&labelled).await {
+        Ok(nodes) => Ok(fit::least_gpu_memory(&nodes.items, spec.placement.as_ref())),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(None),
+        Err(error) => Err(error),
+    }
 }

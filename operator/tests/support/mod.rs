@@ -17,8 +17,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_contract::{FailureCategory, FailureReport};
 use llama_crds::v1alpha1::{ConditionType, LlamaDeployment, LlamaDeploymentStatus};
 use llama_operator::reconcile::apply::Applied;
+use llama_operator::reconcile::fit;
 use llama_operator::reconcile::observe::{Claim, Observed};
-use llama_operator::reconcile::plan::{self, Plan, WORKER_CONTAINER, WorkerSettings};
+use llama_operator::reconcile::plan::{
+    self, INSPECT_CONTAINER, Plan, WORKER_CONTAINER, WorkerSettings,
+};
 use llama_operator::reconcile::status;
 use llama_operator::reconcile::validate::{ValidDeployment, validate};
 use serde_json::{Value, json};
@@ -41,6 +44,7 @@ pub(crate) fn deployment(changes: &Value) -> LlamaDeployment {
         "spec": {
             "model": {"source": {"pvc": {"claimName": "models", "path": "m.gguf"}}},
             "resources": {"accelerator": "Cpu", "cpu": "2", "memory": "1Gi"},
+            "planPolicy": "Off",
         },
     });
     merge(&mut object["spec"], changes);
@@ -107,12 +111,14 @@ impl Cluster {
     }
 
     pub(crate) fn plan(&self) -> Plan {
-        let previous = self.status();
+        let (previous, valid) = (self.status(), self.valid());
+        let fit = fit::fit(&valid, &settings(), &self.observed, &previous, self.now);
         plan::plan(
-            &self.valid(),
+            &valid,
             &settings(),
             &self.observed,
             &previous.groups,
+            fit,
             self.now,
         )
     }
@@ -143,14 +149,15 @@ impl Cluster {
                 stopped |= missing;
             }
         }
-        for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
+        let of_groups = plan.groups.iter().flat_map(|group| &group.delete);
+        for deletion in of_groups.chain(&plan.fit.delete) {
             if stopped || !may_write(true) {
                 stopped = true;
                 break;
             }
             self.delete(&deletion.name, Some(&deletion.uid));
         }
-        for pod in &plan.create {
+        for pod in plan.fit.create.iter().chain(&plan.create) {
             let taken = self
                 .observed
                 .pods
@@ -291,6 +298,23 @@ impl Cluster {
             ..ContainerStateTerminated::default()
         };
         self.end(name, terminated);
+    }
+
+    /// The inspection pod ends with exit code `code` and leaves `message`.
+    pub(crate) fn end_inspection(&mut self, code: i32, message: String) {
+        let state = ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: code,
+                message: Some(message),
+                finished_at: Some(Time(self.now)),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        };
+        let mut status = pod_status(if code == 0 { "Succeeded" } else { "Failed" }, state);
+        let containers = status.container_statuses.as_mut().expect("one container");
+        INSPECT_CONTAINER.clone_into(&mut containers[0].name);
+        self.pod_mut("m-inspect").status = Some(status);
     }
 
     /// The worker of pod `name` ends.

@@ -1,5 +1,6 @@
 //! Step 3: what should exist and what should go. Pure: same input, same plan.
 
+pub(crate) mod inspection;
 mod pod;
 mod revision;
 mod secret;
@@ -11,12 +12,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use llama_crds::v1alpha1::GroupStatus;
 
+use super::fit::Fit;
 use super::groups::{self, GroupPlan};
 use super::observe::Observed;
 use super::pods::PodView;
 use super::validate::ValidDeployment;
 use super::waiting::{self, Obstacle};
 
+pub use inspection::{INSPECT_CONTAINER, INSPECTION_MEMORY};
 pub use pod::{FETCH_CONTAINER, INSTALL_CONTAINER, WORKER_CONTAINER};
 pub(crate) use revision::fnv1a;
 pub use revision::revision;
@@ -50,6 +53,8 @@ pub struct Plan {
     pub obstacles: Vec<(u32, Obstacle)>,
     /// What is wrong with the model's claim.
     pub claim: Option<Obstacle>,
+    /// What is known of the model's memory.
+    pub fit: Fit,
 }
 
 impl Plan {
@@ -58,6 +63,7 @@ impl Plan {
         self.groups
             .iter()
             .filter_map(|group| group.wake_after)
+            .chain(self.fit.wake_after)
             .min()
     }
 }
@@ -68,11 +74,19 @@ pub fn plan(
     settings: &WorkerSettings,
     observed: &Observed,
     previous: &[GroupStatus],
+    fit: Fit,
     now: Timestamp,
 ) -> Plan {
     let revision = revision(deployment, settings);
     let views: Vec<_> = observed.pods.iter().filter_map(PodView::read).collect();
-    let groups = groups::plan(deployment, &revision, previous, &views, now);
+    let groups = groups::plan(
+        deployment,
+        &revision,
+        previous,
+        &views,
+        &fit.new_pods(),
+        now,
+    );
     let mut create = Vec::new();
     for group in &groups {
         let Ok(index) = u32::try_from(group.status.index) else {
@@ -114,5 +128,6 @@ pub fn plan(
         revision,
         obstacles,
         claim: waiting::of_claim(deployment, &observed.claim),
+        fit,
     }
 }
