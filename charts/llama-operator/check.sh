@@ -43,11 +43,13 @@ has "$default" "image: \"llama-operator/operator:$version\""
 has "$default" "--worker-image=llama-operator/worker:$version"
 has "$default" "--lease-namespace=llama-system"
 lacks "$default" "--watch-namespace"
+has "$default" "resources: \[nodes\]"
 
 namespaced=$(render --set watchNamespace=models,rbac.aggregateToDefaultRoles=false)
 has "$namespaced" "--watch-namespace=models"
 has "$namespaced" "namespace: models"
 lacks "$namespaced" "kind: ClusterRole"
+lacks "$namespaced" "resources: \[nodes\]"
 
 lean=$(render --set crds.install=false,leaderElection=false,image.tag=dev,workerImage.tag=dev)
 has "$lean" "image: \"llama-operator/operator:dev\""

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use llama_contract::{FailureCategory, RENDEZVOUS_TOKEN_ENV};
 use llama_worker::bench::{self, BenchArgs, BenchReport};
 use llama_worker::failure::{Failure, of_model};
+use llama_worker::inspect::InspectCommand;
 use llama_worker::logits::{self, LogitsArgs};
 use llama_worker::plan::{PlanArgs, Planned};
 use llama_worker::rank::{self, RankError, args::RankArgs};
@@ -31,6 +32,9 @@ enum Command {
     Serve(ServeArgs),
     /// Says what memory a model takes in a layout, from its headers.
     Plan(PlanArgs),
+    /// Says what a model would take in a layout, for the operator.
+    #[command(hide = true)]
+    Inspect(InspectCommand),
     /// Writes the logits after every token of a sequence.
     Logits(LogitsArgs),
     /// Writes a model cut for the ranks of a layout, one file a rank.
@@ -56,6 +60,9 @@ fn main() -> anyhow::Result<ExitCode> {
             |error| refuse(&of_model(&error)),
             |report| show(&report, args.json),
         ),
+        Command::Inspect(command) => command
+            .run()
+            .map_or_else(|failure| refuse(&failure), |report| print(&report)),
         Command::Logits(args) => {
             logits::run(&args, token.as_deref()).map_or_else(|failure| refuse(&failure), |()| 0)
         }
@@ -102,9 +109,14 @@ fn tell(report: &BenchReport, as_json: bool) -> u8 {
 
 /// Prints a report; returns the exit code.
 #[expect(clippy::print_stdout, reason = "it is this command's output")]
-fn print(report: &serde_json::Value) -> u8 {
-    println!("{report:#}");
-    0
+fn print(report: &impl serde::Serialize) -> u8 {
+    match serde_json::to_string_pretty(report) {
+        Ok(text) => {
+            println!("{text}");
+            0
+        }
+        Err(error) => refuse(&Failure::from_error(FailureCategory::Internal, &error)),
+    }
 }
 
 /// Prints a plan; returns the exit code, which says whether it fits.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use harness::{Net, namespaces};
+use llama_contract::{FailureCategory, FailureReport, InspectionReport};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -260,4 +261,144 @@ fn wrong_tokens_are_named() {
     let output = run(&flags);
     let expected = "2 ranks cannot be spread evenly over --nodes=3";
     assert!(said(&output).contains(expected), "{}", said(&output));
+}
+
+/// Runs `inspect` as its pod does; gives what it left as the termination message.
+fn inspect(flags: &[&str]) -> (Output, String) {
+    let folder = TempDir::new().unwrap();
+    let log = folder.path().join("termination");
+    std::fs::write(&log, "").unwrap();
+    let log_flag = format!("--termination-log={}", log.display());
+    let output = run(&[&["inspect", &log_flag], flags].concat());
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(
+        text.len() <= llama_contract::TERMINATION_LOG_LIMIT,
+        "{text}"
+    );
+    (output, text)
+}
+
+#[test]
+fn the_real_model_is_inspected_from_its_header() {
+    let Some((model, _alone)) = harness::model() else {
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    // As the copy of heads leaves it.
+    let head = folder.path().join("m.gguf");
+    let bytes = std::fs::read(&model).unwrap();
+    std::fs::write(&head, &bytes[..8 << 20]).unwrap();
+    let file = std::fs::File::options().write(true).open(&head).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    let report = |model: &Path, more: &[&str]| {
+        let model = format!("--model={}", model.display());
+        let (output, text) = inspect(&[&[model.as_str(), "--tensor-parallel=3"], more].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        InspectionReport::from_termination_message(&text).unwrap()
+    };
+    let unknown = report(&model, &[]);
+    assert_eq!(report(&head, &[]), unknown);
+    assert_eq!(unknown.room, None);
+    assert_eq!(unknown.model.architecture, "llama");
+    let facts = &unknown.model;
+    assert_eq!((facts.layers, facts.heads, facts.kv_heads), (30, 9, 3));
+    assert_eq!((facts.max_tokens, unknown.max_tokens), (8192, 8192));
+    assert_eq!(unknown.kv_bytes_per_token, 30 * 2 * 3 * 64 * 2);
+    assert_eq!(unknown.kv_head_replication, 1);
+    assert_eq!(
+        unknown.pod.kv_cache_bytes,
+        8192 * unknown.kv_bytes_per_token
+    );
+
+    let needed = unknown.needed_bytes;
+    let flag = |bytes: u64| format!("--memory-bytes={bytes}");
+    let enough = report(&head, &[&flag(needed)]);
+    let room = enough.room.unwrap();
+    assert!(room.fits && room.sequences == 1 && enough.alternatives.is_empty());
+    assert!(room.total_tokens >= 8192);
+    let short = report(&head, &[&flag(needed - (1 << 20))]);
+    assert!(!short.room.unwrap().fits);
+    assert_eq!(short.alternatives[1].memory_bytes, Some(needed));
+    let tokens = short.alternatives[0].max_tokens.unwrap();
+    let shorter = report(
+        &head,
+        &[&flag(needed - (1 << 20)), &format!("--max-tokens={tokens}")],
+    );
+    assert!(shorter.room.unwrap().fits);
+    let two = report(&head, &[&flag(needed), "--sequences=2"]);
+    assert!(!two.room.unwrap().fits && two.needed_bytes > needed);
+}
+
+/// The worker's own check of the same memory says the same, to the byte.
+#[test]
+fn a_verdict_is_the_workers_own() {
+    let Some((model, _alone)) = harness::model() else {
+        return;
+    };
+    let model = format!("--model={}", model.display());
+    for ranks in ["--tensor-parallel=1", "--tensor-parallel=3"] {
+        let fits = |bytes: u64| {
+            let memory = format!("--memory-bytes={bytes}");
+            let (_, text) = inspect(&[&model, ranks, "--threads-per-rank=2", &memory]);
+            let report = InspectionReport::from_termination_message(&text).unwrap();
+            report.room.unwrap().fits
+        };
+        let (mut short, mut enough) = (1_u64 << 12, 1 << 20);
+        while enough - short > 1 {
+            let middle = u64::midpoint(short, enough);
+            if fits(middle * 4096) {
+                enough = middle;
+            } else {
+                short = middle;
+            }
+        }
+        // An address that is not this machine's ends the pod, after the check of memory.
+        let starts = |bytes: u64| {
+            let memory = format!("--memory-limit-bytes={bytes}");
+            let flags = [
+                "serve",
+                &model,
+                ranks,
+                "--served-name=m",
+                "--threads-per-rank=2",
+                "--bind=192.0.2.1",
+                &memory,
+            ];
+            let words = said(&run(&flags));
+            assert!(
+                words.contains("the model fits") || words.contains("InsufficientMemory"),
+                "{words}"
+            );
+            !words.contains("InsufficientMemory")
+        };
+        assert!(starts(enough * 4096) && !starts(short * 4096), "{ranks}");
+    }
+}
+
+#[test]
+fn what_cannot_be_inspected_is_a_failure_report() {
+    let model = format!("--model={}", fixture("llama-sharded").display());
+    for (flags, category, words) in [
+        (
+            vec!["--model=/nowhere/m.gguf"],
+            FailureCategory::ModelNotFound,
+            "/nowhere/m.gguf",
+        ),
+        (
+            vec![&model, "--tensor-parallel=3"],
+            FailureCategory::InvalidLayout,
+            "1, 2, 4 or 8 would",
+        ),
+        (
+            vec![&model, "--max-tokens=99999999"],
+            FailureCategory::InvalidConfiguration,
+            "--max-tokens=99999999",
+        ),
+    ] {
+        let (output, text) = inspect(&flags);
+        assert_eq!(output.status.code(), Some(category.exit_code().into()));
+        let report = FailureReport::from_termination_message(&text).unwrap();
+        assert_eq!(report.category, category);
+        assert!(report.message.contains(words), "{report:?}");
+    }
 }

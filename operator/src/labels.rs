@@ -33,6 +33,13 @@ pub const ASSIGNED_AT: &str = "llmops.dev/assigned-at";
 /// that it is made of alone.
 pub const PAUSE: &str = "llmops.dev/paused";
 
+/// Hash of what an inspection pod was made from; only such pods have it.
+pub const INSPECTION: &str = "llmops.dev/inspection";
+
+const COMPONENT: &str = "app.kubernetes.io/component";
+/// What the pods of groups are.
+const INFERENCE: &str = "inference";
+
 /// Value of [`PAUSE`], [`RANK0`] and [`SERVING`].
 pub const TRUE: &str = "true";
 
@@ -41,13 +48,27 @@ pub fn common(name: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "llama-worker"),
         ("app.kubernetes.io/instance", name),
-        ("app.kubernetes.io/component", "inference"),
+        (COMPONENT, INFERENCE),
         ("app.kubernetes.io/part-of", "llama-operator"),
         (MANAGED_BY, FIELD_MANAGER),
         (DEPLOYMENT, name),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into()
+}
+
+/// Labels of the pod that inspects the model of the deployment `name`.
+pub fn inspection(name: &str) -> BTreeMap<String, String> {
+    let mut all = common(name);
+    all.insert(COMPONENT.to_owned(), "inspection".to_owned());
+    all
+}
+
+/// Selector of the pods of the groups of the deployment `name`.
+pub fn group_pods(name: &str) -> BTreeMap<String, String> {
+    [(DEPLOYMENT, name), (COMPONENT, INFERENCE)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// Selector of everything that this operator manages.

@@ -13,6 +13,11 @@ pub fn pod(name: &str, group: u32, node: u32) -> String {
     format!("{name}-{group}-{node}")
 }
 
+/// The pod that inspects the model.
+pub fn inspection(name: &str) -> String {
+    format!("{name}-inspect")
+}
+
 /// The Service that clients use.
 pub fn client_service(name: &str) -> String {
     name.to_owned()

@@ -24,7 +24,7 @@ use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Resource, ResourceExt};
-use llama_contract::{FailureCategory, FailureReport};
+use llama_contract::{FailureCategory, FailureReport, FittingChange, InspectionReport, Room};
 use llama_crds::v1alpha1::{ConditionType, GroupPhase, LlamaDeployment};
 use llama_operator::args::Args;
 use llama_operator::backoff::Backoff;
@@ -213,6 +213,7 @@ fn spec() -> Value {
     json!({
         "model": {"source": {"image": {"reference": "models:1", "path": "/m.gguf"}}},
         "resources": {"accelerator": "Cpu", "cpu": "600m", "memory": "1Gi"},
+        "planPolicy": "Off",
     })
 }
 
@@ -227,6 +228,7 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
     bad_specs_are_refused(&place).await?;
     defaults_are_filled_in(&place).await?;
     an_unreadable_object_is_reported_on(&place).await?;
+    nothing_runs_that_does_not_fit(&place).await?;
     a_group_lives_and_dies(&place).await?;
     scaling_goes_through_the_subresource(&place).await?;
     deletion_leaves_nothing(&place).await?;
@@ -299,6 +301,17 @@ async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             "gpu is only for accelerator Gpu",
         ),
         ("/context", json!({"maxTokens": 0}), "maxTokens"),
+        (
+            "/context",
+            json!({"minConcurrentSequences": 0}),
+            "minConcurrentSequences",
+        ),
+        ("/planPolicy", json!("Ask"), "planPolicy"),
+        (
+            "/resources",
+            json!({"accelerator": "Gpu", "gpu": {"memory": "80"}, "cpu": 1, "memory": "1Gi"}),
+            "at least 1Gi",
+        ),
     ];
     for (field, value, words) in cases {
         let mut bad = spec();
@@ -377,6 +390,108 @@ async fn an_unreadable_object_is_reported_on(place: &Place) -> anyhow::Result<()
         .delete("odd", &delete)
         .await?;
     Ok(())
+}
+
+/// The test is the kubelet of the inspection pod.
+async fn nothing_runs_that_does_not_fit(place: &Place) -> anyhow::Result<()> {
+    let mut large = spec();
+    large["planPolicy"] = json!("Enforce");
+    place.create(object("fit", &large)).await?;
+    place.round("fit").await?;
+    let pods = async || -> anyhow::Result<Vec<String>> {
+        let selector = ListParams::default().labels("llmops.dev/deployment=fit");
+        let pods = place.api::<Pod>().list(&selector).await?;
+        Ok(pods.iter().map(ResourceExt::name_any).collect())
+    };
+    assert_eq!(pods().await?, ["fit-inspect"], "and no worker");
+    let report = InspectionReport {
+        max_tokens: 8192,
+        needed_bytes: 1400 << 20,
+        room: Some(Room {
+            memory_bytes: 1 << 30,
+            ..Room::default()
+        }),
+        alternatives: vec![FittingChange {
+            memory_bytes: Some(1400 << 20),
+            sequences: 1,
+            ..FittingChange::default()
+        }],
+        ..InspectionReport::default()
+    };
+    end_inspection(place, "fit-inspect", &report).await?;
+    let status = place.round("fit").await?.status.context("a status")?;
+    let ready = status::find(&status, ConditionType::Ready).context("a condition")?;
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", "NotFit")
+    );
+    assert!(
+        ready
+            .message
+            .contains("resources.memory to at least 1400Mi"),
+        "{}",
+        ready.message
+    );
+    // Status has the result, so the pod goes; no other comes.
+    place.round("fit").await?;
+    place.end_deleted_pods().await?;
+    place.round("fit").await?;
+    assert_eq!(pods().await?, [""; 0]);
+    let before = place.versions("fit").await?;
+    place.round("fit").await?;
+    assert_eq!(place.versions("fit").await?, before, "nothing is written");
+
+    // The alternative, merged into the spec as it stands in status.
+    let plan = status.plan.context("a plan")?;
+    let spec = serde_json::to_value(&plan.alternatives[0].spec)?;
+    let patch = Patch::Merge(json!({"spec": spec}));
+    let objects = place.api::<LlamaDeployment>();
+    objects
+        .patch("fit", &PatchParams::default(), &patch)
+        .await?;
+    place.round("fit").await?;
+    assert_eq!(
+        pods().await?,
+        ["fit-inspect"],
+        "another memory, another plan"
+    );
+    let fits = InspectionReport {
+        room: Some(Room {
+            memory_bytes: 1400 << 20,
+            sequences: 1,
+            total_tokens: 8192,
+            fits: true,
+        }),
+        alternatives: Vec::new(),
+        ..report
+    };
+    end_inspection(place, "fit-inspect", &fits).await?;
+    let status = place.round("fit").await?.status.context("a status")?;
+    let planned = status::find(&status, ConditionType::Planned).context("a condition")?;
+    assert_eq!(
+        (planned.status.as_str(), planned.reason.as_str()),
+        ("True", "Fits")
+    );
+    place.round("fit").await?;
+    place.end_deleted_pods().await?;
+    assert_eq!(pods().await?, ["fit-0-0"]);
+    objects.delete("fit", &DeleteParams::default()).await?;
+    place
+        .until("its pod is gone", async || {
+            place.end_deleted_pods().await?;
+            Ok(pods().await?.is_empty())
+        })
+        .await
+}
+
+async fn end_inspection(place: &Place, pod: &str, report: &InspectionReport) -> anyhow::Result<()> {
+    let terminated = json!({"exitCode": 0, "message": report.to_termination_message()});
+    let container = json!({
+        "name": "inspect", "image": "w", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": terminated},
+    });
+    let status = json!({"phase": "Succeeded", "containerStatuses": [container]});
+    place.set_pod_status(pod, status).await
 }
 
 async fn a_group_lives_and_dies(place: &Place) -> anyhow::Result<()> {

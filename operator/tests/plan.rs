@@ -39,6 +39,32 @@ fn three_ranks_from_an_image() {
 }
 
 #[test]
+fn headers_are_read_from_a_claim() {
+    let cluster = Cluster::new(deployment(&json!({
+        "planPolicy": "Enforce",
+        "parallelism": {"tensor": 2, "nodes": 2},
+        "resources": {"accelerator": "Gpu", "gpu": {"memory": "80Gi"}},
+        "context": {"maxTokens": 2048, "minConcurrentSequences": 3},
+        "placement": {"nodeSelector": {"pool": "models"}},
+    })));
+    let plan = cluster.plan();
+    assert!(plan.create.is_empty());
+    insta::assert_yaml_snapshot!(plan.fit.create);
+}
+
+#[test]
+fn headers_are_read_from_the_heads_of_an_image() {
+    let image = json!({"reference": "registry.example/models/smollm2:q4_1", "path": "/m.gguf"});
+    let cluster = Cluster::new(deployment(&json!({
+        "planPolicy": "Enforce",
+        "model": {"source": {"pvc": null, "image": image}},
+    })));
+    let plan = cluster.plan();
+    assert!(plan.create.is_empty());
+    insta::assert_yaml_snapshot!(plan.fit.create);
+}
+
+#[test]
 fn three_pods_meet_at_the_first() {
     let made = made_from(&json!({"parallelism": {"tensor": 6, "nodes": 3}}));
     assert_eq!(made["pods"].as_array().map(Vec::len), Some(3));
@@ -110,6 +136,8 @@ fn the_revision_follows_what_pods_are_made_from() {
         json!({"replicas": 5}),
         json!({"suspend": true}),
         json!({"parallelism": {"pipeline": 1}}),
+        json!({"planPolicy": "Warn"}),
+        json!({"context": {"minConcurrentSequences": 5}}),
     ] {
         assert_eq!(revision(&same), base, "{same}");
     }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 16] = [
+const PURE: [&str; 19] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/validate.rs",
@@ -17,6 +17,9 @@ const PURE: [&str; 16] = [
     "src/reconcile/policy.rs",
     "src/reconcile/rollout.rs",
     "src/reconcile/template.rs",
+    "src/reconcile/fit.rs",
+    "src/reconcile/fit_words.rs",
+    "src/reconcile/measured.rs",
     "src/reconcile/status.rs",
     "src/reconcile/notices.rs",
     "src/reconcile/plan",

@@ -14,9 +14,9 @@ use llama_operator::reconcile::status::{find, of_invalid, of_plan};
 use serde_json::{Value, json};
 use support::{Cluster, deployment, report};
 
-const TYPES: [ConditionType; 6] = ConditionType::ALL;
+const TYPES: [ConditionType; 7] = ConditionType::ALL;
 
-/// `status/reason` of all six conditions.
+/// `status/reason` of all seven conditions.
 fn table(cluster: &Cluster) -> Vec<String> {
     TYPES
         .iter()
@@ -74,6 +74,7 @@ fn from_nothing_to_serving() {
             "False/AsExpected",
             "True/ModelLoaded",
             "True/AllPodsScheduled",
+            "Unknown/PlanOff",
         ]
     );
     let status = cluster.status();

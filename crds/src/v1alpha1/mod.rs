@@ -11,6 +11,7 @@
 
 mod change;
 mod duration;
+mod plan;
 mod spec;
 mod status;
 
@@ -19,10 +20,14 @@ pub use change::{
     Rollout, RolloutStrategy, SelfTestPolicy,
 };
 pub use duration::Duration;
+pub use plan::{
+    AlternativeContext, AlternativeResources, AlternativeSpec, DeploymentPlan, FailedInspection,
+    PlanAlternative, PlanMeasured, PlanPolicy, PlannedLayout, PlannedModel, PlannedShare,
+};
 pub use spec::{
     Accelerator, Context, Gang, Gpu, ImagePullPolicy, ImageSource, LlamaDeployment,
-    LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Model,
-    ModelSource, Parallelism, Placement, PvcSource, Resources, Topology,
+    LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES,
+    MIN_MEMORY_BYTES, Model, ModelSource, Parallelism, Placement, PvcSource, Resources, Topology,
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupStatus,

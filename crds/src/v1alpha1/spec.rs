@@ -8,9 +8,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::LlamaDeploymentStatus;
 use super::change::{Drain, FailurePolicy, Preflight, Restart, Rollout};
 use super::duration::Duration;
+use super::{LlamaDeploymentStatus, PlanPolicy};
 
 /// Longest name of a LlamaDeployment: `<name>-<group>-<node>` must be a host name
 /// with room to spare, and `<name>-rendezvous` a Secret's name.
@@ -19,6 +19,8 @@ pub const MAX_NAME_LENGTH: usize = 40;
 pub const MAX_GROUPS: i32 = 256;
 /// Most ranks of one group.
 pub const MAX_RANKS: u32 = 256;
+/// Least memory of a GPU that the schema lets through, in bytes.
+pub const MIN_GPU_MEMORY_BYTES: u64 = 1 << 30;
 /// Least memory of a pod that the schema lets through, in bytes.
 pub const MIN_MEMORY_BYTES: u64 = 32 << 20;
 
@@ -114,6 +116,12 @@ pub struct LlamaDeploymentSpec {
     /// Limits on the length of a conversation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<Context>,
+
+    /// Whether pods are created only where the model fits their memory. The plan is made
+    /// from the headers of the model's files by a small pod that runs first; status.plan
+    /// shows it.
+    #[serde(default)]
+    pub plan_policy: PlanPolicy,
 
     /// Groups, not pods: each group is one more copy of the model that serves by itself.
     #[serde(default = "one")]
@@ -335,7 +343,7 @@ pub enum Accelerator {
 }
 
 /// How GPUs are asked for.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gpu {
     /// Extended resource of the device plugin. Each pod asks for one for each of its ranks.
@@ -347,12 +355,22 @@ pub struct Gpu {
         )
     )]
     pub resource_name: String,
+
+    /// Memory of each GPU, for example 80Gi, for the memory plan. Read from the label
+    /// nvidia.com/gpu.memory of the nodes that placement allows when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::quantity")]
+    #[x_kube(
+        validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1Gi')) >= 0").message("resources.gpu.memory must be at least 1Gi, for example 80Gi")
+    )]
+    pub memory: Option<Quantity>,
 }
 
 impl Default for Gpu {
     fn default() -> Self {
         Self {
             resource_name: nvidia_gpu(),
+            memory: None,
         }
     }
 }
@@ -370,6 +388,12 @@ pub struct Context {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_tokens: Option<i32>,
+
+    /// Sequences of maxTokens that each group must hold at the same time, else the memory
+    /// plan says NotFit. 1 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
+    pub min_concurrent_sequences: Option<i32>,
 }
 
 /// Which nodes the pods may run on.

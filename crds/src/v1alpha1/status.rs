@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::change::RolloutStrategy;
+use super::{DeploymentPlan, FailedInspection};
 
 /// Most entries of `status.groups`: it bounds the size of the object.
 pub const MAX_GROUP_ENTRIES: usize = 64;
@@ -21,7 +22,7 @@ pub struct LlamaDeploymentStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready, Available, Reconciling, Stalled, ModelReady and Scheduled.
+    /// Ready, Available, Reconciling, Stalled, ModelReady, Scheduled and Planned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -74,6 +75,14 @@ pub struct LlamaDeploymentStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub served_name: Option<String>,
+
+    /// What the model takes, learnt before pods exist.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<DeploymentPlan>,
+
+    /// Why there is no plan yet, where the model could not be inspected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inspection: Option<FailedInspection>,
 
     /// One entry a group, by index. Beyond 64 groups, those that have failed before come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -341,17 +350,20 @@ pub enum ConditionType {
     ModelReady,
     /// Every pod has a node.
     Scheduled,
+    /// The model fits the memory of its pods.
+    Planned,
 }
 
 impl ConditionType {
     /// Every condition, in the order in which status holds them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Ready,
         Self::Available,
         Self::Reconciling,
         Self::Stalled,
         Self::ModelReady,
         Self::Scheduled,
+        Self::Planned,
     ];
 
     /// The condition's `type`.
@@ -363,6 +375,7 @@ impl ConditionType {
             Self::Stalled => "Stalled",
             Self::ModelReady => "ModelReady",
             Self::Scheduled => "Scheduled",
+            Self::Planned => "Planned",
         }
     }
 
@@ -377,6 +390,7 @@ impl ConditionType {
             }
             Self::ModelReady => "The model was found, read and loaded.",
             Self::Scheduled => "Every pod has a node.",
+            Self::Planned => "The model fits the memory of its pods, from its headers.",
         }
     }
 }
@@ -482,6 +496,18 @@ reasons! {
     OOMKilled,
     /// A container ended with an exit code and no report.
     ContainerExited,
+    /// The model fits.
+    Fits,
+    /// The model does not fit; the message says what would.
+    NotFit,
+    /// The model is being inspected.
+    Planning,
+    /// The model could not be inspected; the message says why.
+    InspectionFailed,
+    /// The model was inspected, but the memory of the GPUs is not known.
+    GPUMemoryUnknown,
+    /// spec.planPolicy is Off.
+    PlanOff,
 }
 
 impl std::fmt::Display for Reason {

@@ -96,7 +96,7 @@ pub fn advise(
 
 /// Layouts of the checkpoint, the smallest groups first and, of equal ones, those
 /// with fewer stages. Files that were cut for one layout have only that.
-fn layouts(checkpoint: &Checkpoint) -> Vec<Layout> {
+pub(crate) fn layouts(checkpoint: &Checkpoint) -> Vec<Layout> {
     if let Some(layout) = checkpoint.cut_for() {
         return vec![layout];
     }

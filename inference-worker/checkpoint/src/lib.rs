@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod embedding;
 pub mod error;
+pub mod fit;
 #[doc(hidden)]
 pub mod fixture;
 mod foreign;

@@ -247,7 +247,8 @@ impl MemoryPlan {
         self.supervisor + self.ranks.iter().map(RankPlan::fixed).sum::<u64>()
     }
 
-    fn sequence_overhead(&self) -> u64 {
+    /// What one sequence takes besides its KV cache, over all ranks.
+    pub fn sequence_overhead(&self) -> u64 {
         self.ranks.iter().map(|rank| rank.sequence_overhead).sum()
     }
 

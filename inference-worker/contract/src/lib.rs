@@ -3,15 +3,20 @@
 //! The operator builds a [`LaunchArgs`] and puts its [`LaunchArgs::to_args`]
 //! into a pod; the worker parses the same type. The worker answers with
 //! [`StateReport`] on its internal port while it lives and with a
-//! [`FailureReport`] as the container's termination message when it dies.
+//! [`FailureReport`] as the container's termination message when it dies. Before any
+//! group exists, [`InspectArgs`] and [`InspectionReport`] tell what a model takes.
 
+pub mod inspect;
 pub mod launch;
 pub mod report;
 
+pub use inspect::{
+    FittingChange, GroupShape, InspectArgs, InspectionReport, MemoryShare, ModelFacts, Room,
+};
 pub use launch::{Device, LaunchArgs};
 pub use report::{
-    FailureCategory, FailureReport, LoadProgress, RankPhase, RankReport, SelfTestReport,
-    StateReport, WorkerPhase,
+    FailureCategory, FailureReport, LoadProgress, RankMemory, RankPhase, RankReport,
+    SelfTestReport, StateReport, WorkerPhase,
 };
 
 /// Port of the OpenAI API on a group's first pod.

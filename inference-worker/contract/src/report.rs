@@ -255,6 +255,18 @@ pub struct SelfTestReport {
     pub millis: u64,
 }
 
+/// What a rank has taken of memory. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RankMemory {
+    /// On CPU cores, memory of the rank's process that is not pages of files; with a
+    /// device, what that says is used.
+    pub used_bytes: u64,
+    /// The part of it that blocks of the KV cache have taken so far. Blocks are taken
+    /// when they are first used, on a device all at once.
+    pub kv_cache_bytes: u64,
+}
+
 /// One rank as its pod sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -269,6 +281,9 @@ pub struct RankReport {
     pub heartbeat_age_ms: u64,
     /// Last step it finished.
     pub step: u64,
+    /// What it has taken of memory, once it is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<RankMemory>,
     /// Why it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,

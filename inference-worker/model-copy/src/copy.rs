@@ -9,12 +9,21 @@ use std::time::{Duration, Instant};
 use llama_contract::FailureCategory;
 
 use crate::plan::{self, Item};
-use crate::progress;
+use crate::{head, progress};
 
 /// Bytes of one read and one write.
 const PIECE: usize = 4 << 20;
 /// Time between two lines of progress.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How much of each file is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All of it.
+    Whole,
+    /// What readers of headers look at. The copy is as long as the file, with a hole.
+    Heads,
+}
 
 /// Why a model could not be copied.
 #[derive(Debug, thiserror::Error)]
@@ -151,19 +160,33 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 /// Copies the file at `from`, or the files of the folder at `from`, into `folder`
 /// under their own names. What a former start left there is replaced. `stop` is
 /// looked at before each piece.
-pub(crate) fn copy(from: &Path, folder: &Path, stop: &AtomicBool) -> Result<(), CopyError> {
+pub(crate) fn copy(
+    from: &Path,
+    folder: &Path,
+    extent: Extent,
+    stop: &AtomicBool,
+) -> Result<(), CopyError> {
     if !folder.is_dir() {
         return Err(CopyError::NoFolder {
             folder: folder.to_owned(),
         });
     }
     refuse_hidden(from, folder)?;
-    let items = plan::items(from)?;
+    let mut items = plan::items(from)?;
+    if extent == Extent::Heads {
+        for item in &mut items {
+            item.copied =
+                head::bytes(&item.from, item.bytes).map_err(|source| CopyError::Read {
+                    path: item.from.clone(),
+                    source,
+                })?;
+        }
+    }
     for item in &items {
         remove(&folder.join(&item.name))?;
         remove(&partial(folder, item))?;
     }
-    let needed = items.iter().map(|item| item.bytes).sum();
+    let needed = items.iter().map(|item| item.copied).sum();
     let free = free_bytes(folder)?;
     if needed > free {
         return Err(CopyError::NoSpace {
@@ -257,7 +280,14 @@ fn write_part(
         path: part.to_owned(),
         source,
     };
-    let mut source = File::open(&item.from).map_err(unreadable)?;
+    let source = File::open(&item.from).map_err(unreadable)?;
+    // A whole file is read to its end, so that one that grows is noticed.
+    let most = if item.copied < item.bytes {
+        item.copied
+    } else {
+        u64::MAX
+    };
+    let mut source = source.take(most);
     let mut target = File::create(part).map_err(unwritable)?;
     loop {
         if stop.load(Ordering::Relaxed) {
@@ -273,6 +303,9 @@ fn write_part(
         meter.add(count as u64);
     }
     let copied = target.metadata().map_err(unwritable)?.len();
+    if copied == item.copied && copied < item.bytes {
+        return target.set_len(item.bytes).map_err(unwritable);
+    }
     if copied != item.bytes {
         return Err(CopyError::Size {
             path: part.to_owned(),
@@ -327,7 +360,8 @@ mod tests {
         fs::create_dir(&image).unwrap();
         fs::create_dir(&volume).unwrap();
         fs::write(image.join("m.gguf"), "model").unwrap();
-        let error = copy(&image, &volume, &AtomicBool::new(true)).unwrap_err();
+        let stop = AtomicBool::new(true);
+        let error = copy(&image, &volume, Extent::Whole, &stop).unwrap_err();
         assert!(matches!(error, CopyError::Stopped), "{error}");
         assert_eq!(fs::read_dir(&volume).unwrap().count(), 0);
     }
@@ -343,6 +377,7 @@ mod tests {
             from,
             name: "m.gguf".into(),
             bytes: 100,
+            copied: 100,
         };
         let (mut piece, mut meter) = (vec![0; 3], Meter::new(100));
         let stop = AtomicBool::new(false);

@@ -5,6 +5,7 @@
 //! the program in a shared volume; the next one, from the model image, runs `copy`.
 
 mod copy;
+mod head;
 mod install;
 mod plan;
 mod progress;
@@ -19,7 +20,7 @@ use clap::{Parser, Subcommand};
 use llama_contract::{FailureCategory, TERMINATION_LOG};
 use signal_hook::consts::SIGTERM;
 
-use crate::copy::CopyError;
+use crate::copy::{CopyError, Extent};
 
 /// Exit code of a program that SIGTERM ended, as a shell counts it.
 const TERMINATED: u8 = 128 + 15;
@@ -51,6 +52,9 @@ enum Task {
         /// The folder that gets the files, under their own names.
         #[arg(long)]
         to: PathBuf,
+        /// Copies only what readers of headers look at; the rest of each file is a hole.
+        #[arg(long)]
+        heads: bool,
     },
 }
 
@@ -75,7 +79,11 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(&cli.termination_log, error.category(), &error),
         },
-        Task::Copy { from, to } => match copy_until_terminated(&from, &to) {
+        Task::Copy { from, to, heads } => match copy_until_terminated(
+            &from,
+            &to,
+            if heads { Extent::Heads } else { Extent::Whole },
+        ) {
             Ok(()) => ExitCode::SUCCESS,
             Err(CopyError::Stopped) => {
                 eprintln!("llama-model-copy: {}", CopyError::Stopped);
@@ -88,10 +96,14 @@ fn main() -> ExitCode {
 
 /// As the first process of a container the program must ask for SIGTERM to get it;
 /// without that a deleted pod would wait for its whole grace period.
-fn copy_until_terminated(from: &std::path::Path, to: &std::path::Path) -> Result<(), CopyError> {
+fn copy_until_terminated(
+    from: &std::path::Path,
+    to: &std::path::Path,
+    extent: Extent,
+) -> Result<(), CopyError> {
     let stop = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGTERM, Arc::clone(&stop)).map_err(CopyError::Signal)?;
-    copy::copy(from, to, &stop)
+    copy::copy(from, to, extent, &stop)
 }
 
 fn fail(

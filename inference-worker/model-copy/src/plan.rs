@@ -19,6 +19,8 @@ pub(crate) struct Item {
     pub name: OsString,
     /// Its size.
     pub bytes: u64,
+    /// How much of its start is copied; the rest becomes a hole.
+    pub copied: u64,
 }
 
 /// The file at `from`, or the regular files of the folder at `from` in order of
@@ -64,6 +66,7 @@ fn item(path: &Path, metadata: &Metadata) -> Option<Item> {
         from: path.to_owned(),
         name: path.file_name()?.to_owned(),
         bytes: metadata.len(),
+        copied: metadata.len(),
     })
 }
 

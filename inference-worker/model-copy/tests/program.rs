@@ -247,3 +247,32 @@ fn terminated_while_copying(pod: &Pod) -> Output {
     Command::new("kill").arg(id).output().unwrap();
     child.wait_with_output().unwrap()
 }
+
+#[test]
+fn heads_are_sparse_files_of_the_whole_length() {
+    use std::os::unix::fs::MetadataExt;
+    let pod = Pod::new();
+    let header = br#"{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}"#;
+    let mut start = (header.len() as u64).to_le_bytes().to_vec();
+    start.extend(header);
+    let mut file = fs::File::create(pod.image("m.safetensors")).unwrap();
+    std::io::Write::write_all(&mut file, &start).unwrap();
+    let whole = 5 << 30;
+    file.set_len(whole).unwrap();
+    fs::write(pod.image("config.json"), "{}").unwrap();
+    let output = pod
+        .copy_command(&pod.image(""))
+        .arg("--heads")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", words(&output));
+    assert_eq!(pod.volume_names(), ["config.json", "m.safetensors"]);
+    assert_eq!(fs::read_to_string(pod.volume("config.json")).unwrap(), "{}");
+    let copy = fs::metadata(pod.volume("m.safetensors")).unwrap();
+    assert_eq!(copy.len(), whole);
+    assert!(copy.blocks() * 512 < 1 << 20, "{} blocks", copy.blocks());
+    let mut read = vec![0; start.len()];
+    let mut file = fs::File::open(pod.volume("m.safetensors")).unwrap();
+    std::io::Read::read_exact(&mut file, &mut read).unwrap();
+    assert_eq!(read, start);
+}

@@ -39,6 +39,8 @@ pub(crate) struct KvCache {
     blocks: [Vec<Option<Block>>; 2],
     /// Values of a block.
     block_len: [usize; 2],
+    /// Bytes of the blocks that were used at least once.
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -102,7 +104,13 @@ impl KvCache {
             }),
             tables,
             block_len: counts.map(|layers| layers * layer),
+            bytes: 0,
         }
+    }
+
+    /// Bytes that its blocks have taken so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// How keys and values are kept.
@@ -118,10 +126,14 @@ impl KvCache {
     /// Makes room for a checked segment's tokens, which the caller writes next.
     pub(crate) fn extend(&mut self, segment: &Segment) {
         let (blocks, format, lens) = (&mut self.blocks, self.format, self.block_len);
+        let bytes = &mut self.bytes;
         self.tables.apply(segment, |group, block| {
             let len = lens[group as usize];
             if len > 0 {
-                blocks[group as usize][block].get_or_insert_with(|| Block::new(format, len));
+                blocks[group as usize][block].get_or_insert_with(|| {
+                    *bytes += format.row_bytes(len) as u64;
+                    Block::new(format, len)
+                });
             }
         });
     }

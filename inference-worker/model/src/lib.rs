@@ -31,7 +31,7 @@ mod threads;
 pub use llama_checkpoint::{
     Checkpoint, EmbeddingCheckpoint, Gguf, Layout, LlamaConfig, MemoryPlan, MemoryRequest,
     ModelError, ModelErrorCategory, Shard, adapter, advice, blocks, checkpoint, config, embedding,
-    error, gguf, memory, order, shard, slices,
+    error, fit, gguf, memory, order, shard, slices,
 };
 
 pub use collective::{Collective, CollectiveError, LocalCollective};

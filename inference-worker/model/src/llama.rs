@@ -315,6 +315,10 @@ impl StepModel for Llama {
         threads.run(|| self.compute(segments, &Reduce::new(collective)))
     }
 
+    fn kv_cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
     fn adapter_loader(&self) -> AdapterLoader {
         self.loading.loader()
     }

@@ -121,6 +121,9 @@ pub trait StepModel: Send {
         collective: &mut dyn Collective,
     ) -> Result<Vec<Vec<f32>>, StepError>;
 
+    /// Bytes that the blocks of the KV cache have taken so far.
+    fn kv_cache_bytes(&self) -> u64;
+
     /// What loads adapters for [`StepModel::put_adapter`], on another thread if need be.
     fn adapter_loader(&self) -> AdapterLoader;
 

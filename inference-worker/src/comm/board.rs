@@ -88,6 +88,8 @@ struct RankCell {
     phase: AtomicU32,
     /// Whether the rank waits for another.
     waiting: AtomicU32,
+    kv_cache_bytes: AtomicU64,
+    device_bytes: AtomicU64,
 }
 
 // SAFETY: atomics only, any bits are valid.
@@ -257,6 +259,33 @@ impl Board {
                 Duration::from_millis(cell.load_millis.load(Ordering::Relaxed)),
             )
         })
+    }
+
+    /// Notes how many bytes the KV cache of the pod's `local`-th rank has taken.
+    pub fn set_kv_cache_bytes(&self, local: usize, bytes: u64) {
+        if let Some(cell) = self.cell(local) {
+            cell.kv_cache_bytes.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that the KV cache of the pod's `local`-th rank has taken.
+    pub fn kv_cache_bytes(&self, local: usize) -> u64 {
+        self.cell(local)
+            .map_or(0, |cell| cell.kv_cache_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Notes how many bytes are used on the device of the pod's `local`-th rank.
+    pub fn set_device_bytes(&self, local: usize, bytes: u64) {
+        if let Some(cell) = self.cell(local) {
+            cell.device_bytes.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that are used on the device of the pod's `local`-th rank, once it has said.
+    pub fn device_bytes(&self, local: usize) -> Option<u64> {
+        self.cell(local)
+            .map(|cell| cell.device_bytes.load(Ordering::Relaxed))
+            .filter(|bytes| *bytes > 0)
     }
 
     /// Ends the group with this cause. Only the first cause stands; later ones

@@ -1,5 +1,7 @@
 //! What a rank computes with: this crate's kernels on CPU cores, or a CUDA device.
 
+use std::time::Duration;
+
 use llama_contract::{Device as Kind, FailureCategory};
 use llama_model::device::{Device, Precision, cuda};
 use llama_model::{Checkpoint, DeviceLlama, Llama, LoadOptions, ModelError, StepModel};
@@ -9,6 +11,9 @@ use crate::comm::Link;
 use crate::comm::board::Board;
 use crate::comm::nccl::{self, NcclError};
 use crate::failure::Failure;
+
+/// Time between two looks at the memory of a device.
+const MEMORY_PERIOD: Duration = Duration::from_secs(5);
 
 /// One rank's means to compute.
 #[derive(Debug)]
@@ -26,6 +31,22 @@ impl Compute {
                 Failure::from_error(FailureCategory::InvalidConfiguration, &error)
             }),
         }
+    }
+
+    /// Has a thread tell `board` again and again what is used of the device.
+    pub(super) fn watch_memory(&self, board: &Board, local: usize) -> std::io::Result<()> {
+        let Self::Device(device) = self else {
+            return Ok(());
+        };
+        let (device, board) = (device.clone(), board.clone());
+        let watch = move || {
+            while let Some(bytes) = cuda::used(&device) {
+                board.set_device_bytes(local, bytes);
+                std::thread::sleep(MEMORY_PERIOD);
+            }
+        };
+        let thread = std::thread::Builder::new().name("memory".to_owned());
+        thread.spawn(watch).map(drop)
     }
 
     /// Type of the activations, on which ranks must agree.

@@ -178,6 +178,9 @@ impl RankProcess<'_> {
         link.gather_words([self.args.launch.epoch, 0, 0])
             .map_err(aborted)?;
         link.set_deadline(STEP_DEADLINE);
+        compute
+            .watch_memory(&self.board, self.local)
+            .map_err(|error| Failure::from_error(FailureCategory::Internal, &error))?;
         self.board.set_phase(self.local, RankPhase::Ready);
         tracing::info!(rank = self.args.rank, ?capacity, "rank is ready");
 

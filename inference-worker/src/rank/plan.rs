@@ -141,6 +141,8 @@ impl Stepper<'_> {
         }
         self.step += 1;
         self.board.set_step(self.local, self.step);
+        let kept = self.model.kv_cache_bytes();
+        self.board.set_kv_cache_bytes(self.local, kept);
         Ok(rows)
     }
 }

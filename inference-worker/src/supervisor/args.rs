@@ -11,6 +11,9 @@ use llama_contract::{
 use crate::adapters::{AdapterArgs, AdapterModule};
 use crate::rank::args::CacheDtype;
 
+/// Sequences that a worker computes at a time, unless a flag says otherwise.
+pub(crate) const MAX_SEQUENCES: u16 = 64;
+
 /// Flags of a pod's supervisor. The operator sets what is in `launch`; the rest
 /// has defaults that fit a pod.
 #[derive(Args, Clone, Debug)]
@@ -25,7 +28,7 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 1 << 20)]
     pub max_waiting_tokens: u32,
     /// Sequences computed at a time, where memory allows.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, default_value_t = MAX_SEQUENCES, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub max_sequences: u16,
     /// Computes every prompt anew, also where one that began alike is still in the KV
     /// cache.

@@ -8,7 +8,7 @@ use crate::comm::nccl::{self, NcclError};
 use crate::failure::Failure;
 
 /// What context, communication and activations take of a device.
-pub(super) const RUNTIME_BYTES: u64 = 3 << 30;
+pub(crate) const RUNTIME_BYTES: u64 = 3 << 30;
 /// Hundredths of a device's memory that may be used; the driver keeps some.
 const USABLE_PERCENT: u64 = 92;
 const MIB: u64 = 1 << 20;
@@ -59,7 +59,12 @@ fn judge(
         return Err(NcclError::NotBuilt.to_string());
     }
     let smallest = devices.into_iter().take(here).min().unwrap_or(0);
-    Ok(smallest / 100 * USABLE_PERCENT)
+    Ok(usable(smallest))
+}
+
+/// Bytes that ranks may use of a device of `memory` bytes.
+pub(crate) fn usable(memory: u64) -> u64 {
+    memory / 100 * USABLE_PERCENT
 }
 
 /// Sequences that fit devices of `limit` usable bytes, at least one.

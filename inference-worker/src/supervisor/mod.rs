@@ -11,8 +11,6 @@ mod self_test;
 mod serving;
 mod state;
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -42,6 +40,10 @@ use crate::rank::args::RankArgs;
 use crate::server::internal::Inspect;
 use crate::server::{AdapterRack, Admission, Front, FrontParts, router};
 use crate::telemetry::LogFormat;
+use crate::termination;
+
+pub(crate) use self::devices::{RUNTIME_BYTES, usable};
+pub(crate) use self::preflight::context;
 
 /// How long a cause that only a peer has told may still be bettered by the end
 /// of the rank it is about.
@@ -111,15 +113,7 @@ fn tell_kubernetes(report: &FailureReport, path: &Path) {
         "{}",
         report.message
     );
-    // The kubelet has made the file; outside of a pod there is none.
-    let written = OpenOptions::new()
-        .write(true)
-        .truncate(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(report.to_termination_message().as_bytes()));
-    if let Err(error) = written {
-        tracing::info!(path = %path.display(), %error, "no termination message written");
-    }
+    termination::write(path, &report.to_termination_message());
 }
 
 /// How a pod ended.

@@ -59,7 +59,7 @@ pub(super) fn prepare(
         tracing::warn!("{warning}");
     }
     let config = checkpoint.config();
-    let max_tokens = context(&launch, config)?;
+    let max_tokens = context(launch.max_tokens, config)?;
     let cores = usable_cores(cgroup);
     let threads = threads_per_rank(&launch, cores, ranks_here);
     let first_rank = launch.node_index * ranks_here;
@@ -174,9 +174,10 @@ fn is_host_and_port(address: &str) -> bool {
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
-fn context(launch: &LaunchArgs, config: &LlamaConfig) -> Result<u32, Failure> {
+/// The longest sequence: the wanted one where the model was trained for it, else its own.
+pub(crate) fn context(wanted: Option<u32>, config: &LlamaConfig) -> Result<u32, Failure> {
     let longest = u32::try_from(config.context_length).unwrap_or(u32::MAX);
-    match launch.max_tokens {
+    match wanted {
         None => Ok(longest),
         Some(wanted) if wanted > longest => Err(configuration(format!(
             "--max-tokens={wanted} is more than the {longest} tokens that the model was trained for"

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use llama_contract::{
-    LaunchArgs, LoadProgress, RankPhase, RankReport, SelfTestReport, StateReport, WorkerPhase,
+    Device, LaunchArgs, LoadProgress, RankMemory, RankPhase, RankReport, SelfTestReport,
+    StateReport, WorkerPhase,
 };
 use tokio::sync::watch;
 
@@ -76,6 +77,21 @@ impl PodState {
         silences.get(local).copied().unwrap_or_default()
     }
 
+    /// What the `local`-th rank has taken, once it is ready.
+    fn memory(&self, local: usize) -> Option<RankMemory> {
+        if self.board.phase(local) != RankPhase::Ready {
+            return None;
+        }
+        let used_bytes = match self.launch.device {
+            Device::Cpu => resident(*self.pids.get(local)?)?,
+            Device::Cuda => self.board.device_bytes(local)?,
+        };
+        Some(RankMemory {
+            used_bytes,
+            kv_cache_bytes: self.board.kv_cache_bytes(local),
+        })
+    }
+
     fn ranks(&self) -> Vec<RankReport> {
         let failed = match &*self.admission.borrow() {
             Admission::Failed(report) => Some(Arc::clone(report)),
@@ -94,6 +110,7 @@ impl PodState {
                     },
                     heartbeat_age_ms: millis(self.silence(local)),
                     step: self.board.step(local),
+                    memory: self.memory(local),
                     last_error: error.map(|report| report.message.clone()),
                 }
             })
@@ -148,6 +165,16 @@ impl Inspect for PodState {
         }
         Arc::clone(&self.metrics)
     }
+}
+
+/// Memory of a process that is not pages of files.
+fn resident(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
 }
 
 /// How far the ranks are together, from what each has read and has to read, and for

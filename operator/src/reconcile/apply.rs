@@ -65,7 +65,8 @@ pub async fn apply(
     for hook in plan.groups.iter().filter_map(|group| group.hook.as_ref()) {
         work.hook(hook).await?;
     }
-    for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
+    let of_groups = plan.groups.iter().flat_map(|group| &group.delete);
+    for deletion in of_groups.chain(&plan.fit.delete) {
         work.delete("Pod", deletion, &cluster.pods).await?;
     }
     if let Some(secret) = &plan.secret {
@@ -76,7 +77,7 @@ pub async fn apply(
         work.ensure::<_, OwnBudget>("PodDisruptionBudget", budget, live, &cluster.budgets)
             .await?;
     }
-    for pod in &plan.create {
+    for pod in plan.fit.create.iter().chain(&plan.create) {
         work.create("Pod", pod, &cluster.pods).await?;
     }
     for group in &plan.groups {

@@ -1,13 +1,16 @@
 //! One round for one `LlamaDeployment`: observe → validate → plan → apply → status.
 //!
-//! `validate`, `groups`, `plan`, `failure`, `waiting`, `status` and `notices` are pure:
+//! `validate`, `fit`, `groups`, `plan`, `failure`, `waiting`, `status` and `notices` are pure:
 //! they take no client and no clock. A round never waits for anything; it writes what it
 //! sees and leaves the rest to the next event.
 
 pub mod apply;
 pub mod failure;
+pub mod fit;
+pub mod fit_words;
 pub mod golden;
 pub mod groups;
+pub mod measured;
 pub mod notices;
 pub mod observe;
 pub mod placement;
@@ -203,7 +206,16 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
         observed.states = observe::states(context, &observed.pods);
     }
     let settings = &context.settings.worker;
-    let mut plan = plan::plan(object, &deployment, settings, &observed, &previous, now);
+    let fit = fit::fit(&deployment, settings, &observed, &previous, now);
+    let mut plan = plan::plan(
+        object,
+        &deployment,
+        settings,
+        &observed,
+        &previous,
+        fit,
+        now,
+    );
     let applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
     plan.note_room(&applied.no_room);
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);

@@ -12,7 +12,7 @@ use crate::events::Notice;
 use crate::names;
 
 /// Reasons of Ready that are worth a warning, besides failures, which have their own.
-const WARNINGS: [Reason; 13] = [
+const WARNINGS: [Reason; 15] = [
     Reason::PersistentVolumeClaimNotFound,
     Reason::PersistentVolumeClaimPending,
     Reason::PersistentVolumeClaimLost,
@@ -26,6 +26,8 @@ const WARNINGS: [Reason; 13] = [
     Reason::InsufficientRoom,
     Reason::RolloutHalted,
     Reason::RolledBack,
+    Reason::NotFit,
+    Reason::InspectionFailed,
 ];
 
 /// Events of a round that led from `before` to `after`. `made` is `None` when there was

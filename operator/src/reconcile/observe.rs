@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use kube::Api;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
+use kube::api::ListParams;
+use kube::{Api, Client};
 use llama_crds::v1alpha1::LlamaDeployment;
 
-use super::Error;
 use super::pods::PodView;
+use super::{Error, fit};
 use crate::cluster::capacity::NodeRoom;
 use crate::cluster::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
 use crate::context::Context;
@@ -58,6 +59,8 @@ pub struct Observed {
     pub closed_nodes: BTreeSet<String>,
     /// What nodes have free, where that was needed and may be seen.
     pub nodes: Option<Vec<NodeRoom>>,
+    /// Bytes of the smallest GPU that pods may get, where it had to be looked for.
+    pub gpu_memory: Option<u64>,
 }
 
 impl Observed {
@@ -90,6 +93,11 @@ pub async fn observe(
             found.map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim)))
         }
     };
+    let gpu_memory = gpu_memory(&context.client, object).await;
+    let gpu_memory = gpu_memory.map_err(|source| {
+        let attempt = format!("read the nodes with GPUs for LlamaDeployment {namespace}/{name}");
+        Error::api("observe", attempt, source)
+    })?;
     let pods = cluster.pods.of(&key);
     Ok(Observed {
         services: cluster.services.of(&key),
@@ -100,6 +108,7 @@ pub async fn observe(
         sees_nodes: cluster.capacity.is_synced(),
         closed_nodes: cluster.capacity.closed(),
         nodes: None,
+        gpu_memory,
         pods,
     })
 }
@@ -113,4 +122,19 @@ pub fn states(context: &Context, pods: &[Arc<WorkerPod>]) -> BTreeMap<String, Le
             Some((uid, state))
         })
         .collect()
+}
+
+/// Bytes of the smallest GPU among the nodes that the placement allows, where that has to
+/// be known. An operator that watches only some namespaces may not read nodes.
+async fn gpu_memory(client: &Client, object: &LlamaDeployment) -> Result<Option<u64>, kube::Error> {
+    let (spec, generation) = (&object.spec, object.metadata.generation);
+    if !fit::needs_nodes(spec, object.status.as_ref(), generation) {
+        return Ok(None);
+    }
+    let labelled = ListParams::default().labels(fit::GPU_MEMORY_LABEL);
+    match Api::<Node>::all(client.clone()).list(&labelled).await {
+        Ok(nodes) => Ok(fit::least_gpu_memory(&nodes.items, spec.placement.as_ref())),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -73,6 +73,8 @@ pub struct Question<'a> {
     pub room: &'a Room,
     /// Whether the revision that is wanted was given up: nothing moves.
     pub halted: bool,
+    /// Why no pods of the revision that is wanted may be created: nothing moves either.
+    pub held: Option<&'a str>,
     /// The groups that exist.
     pub members: &'a [Member],
 }
@@ -211,7 +213,13 @@ impl<'a> Step<'a> {
     }
 
     fn stands_still(&self) -> bool {
-        self.question.halted || self.question.policy.paused
+        let Question {
+            halted,
+            held,
+            policy,
+            ..
+        } = self.question;
+        *halted || held.is_some() || policy.paused
     }
 
     fn free_indices(&self, count: usize) -> Vec<u32> {
@@ -237,6 +245,10 @@ impl<'a> Step<'a> {
                 );
             }
             return self.evacuate(decision);
+        }
+        if let Some(why) = self.question.held {
+            why.clone_into(&mut decision.message);
+            return;
         }
         if self.question.halted {
             decision.message = String::from("halted");

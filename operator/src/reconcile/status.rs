@@ -9,6 +9,7 @@ use llama_crds::v1alpha1::{
 
 use super::apply::Applied;
 use super::failure;
+use super::fit::Holdup;
 use super::groups::GroupPlan;
 use super::plan::Plan;
 use super::validate::ValidDeployment;
@@ -60,6 +61,7 @@ pub fn of_invalid(
         ConditionType::Available,
         ConditionType::ModelReady,
         ConditionType::Scheduled,
+        ConditionType::Planned,
     ] {
         let old = find(previous, kept);
         let verdict = old.map_or_else(
@@ -129,6 +131,7 @@ pub fn of_plan(
         (ConditionType::Stalled, view.stalled()),
         (ConditionType::ModelReady, view.model_ready()),
         (ConditionType::Scheduled, view.scheduled()),
+        (ConditionType::Planned, view.planned()),
     ];
     let count = |groups: usize| i32::try_from(groups).unwrap_or(i32::MAX);
     LlamaDeploymentStatus {
@@ -149,6 +152,8 @@ pub fn of_plan(
         selector: Some(labels::one_pod_a_group(&deployment.name)),
         url: Some(names::url(&deployment.name, &deployment.namespace)),
         served_name: Some(deployment.served_name.clone()),
+        plan: plan.fit.plan.clone(),
+        inspection: plan.fit.inspection.clone(),
         groups: entries(&plan.groups),
     }
 }
@@ -215,7 +220,17 @@ impl<'a> View<'a> {
         self.plan.groups.iter().filter(ending).count()
     }
 
+    /// What holds new pods up, where any are missing.
+    fn holdup(&self) -> Option<&'a Holdup> {
+        let holdup = self.plan.fit.holdup.as_ref();
+        holdup.filter(|_| self.settled < self.wanted)
+    }
+
+    /// A group that failed for good and is not about to be replaced.
     fn failed(&self) -> Option<&'a GroupPlan> {
+        if self.holdup().is_some() {
+            return None;
+        }
         self.wanted_groups()
             .find(|group| group.status.phase == GroupPhase::Failed)
     }
@@ -315,6 +330,9 @@ impl<'a> View<'a> {
                 Reason::RolloutHalted
             };
             return Some((reason.to_string(), self.rollout_message()));
+        }
+        if let Some(holdup) = self.holdup() {
+            return Some((holdup.reason.clone(), holdup.message.clone()));
         }
         if let Some(group) = self.failed() {
             let failure = group.status.last_failure.as_ref();
@@ -424,10 +442,20 @@ impl<'a> View<'a> {
 
     /// A permanent failure, and nothing else that still moves.
     fn is_stalled(&self) -> bool {
-        self.failed().is_some() || self.plan.course.failure.is_some()
+        self.failed().is_some()
+            || self.plan.course.failure.is_some()
+            || self.holdup().is_some_and(|holdup| holdup.is_stalled)
+    }
+
+    fn planned(&self) -> Verdict {
+        let planned = &self.plan.fit.planned;
+        Verdict::new(planned.status, planned.reason, shortened(&planned.message))
     }
 
     fn stalled(&self) -> Verdict {
+        if let Some(holdup) = self.holdup().filter(|holdup| holdup.is_stalled) {
+            return Verdict::new("True", &holdup.reason, shortened(&holdup.message));
+        }
         match self.failed().and_then(|group| {
             let failure = group.status.last_failure.as_ref()?;
             let message = group.status.message.as_deref().unwrap_or_default();
@@ -459,6 +487,9 @@ impl<'a> View<'a> {
         });
         if let Some(failure) = failed {
             return Verdict::new("False", &failure.reason, &failure.message);
+        }
+        if let Some(holdup) = self.holdup().filter(|holdup| holdup.concerns_model) {
+            return Verdict::new("False", &holdup.reason, shortened(&holdup.message));
         }
         if let Some(found) = in_the_way {
             return Verdict::new("False", found.reason, shortened(&found.message));

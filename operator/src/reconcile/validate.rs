@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use llama_crds::v1alpha1::{
     Accelerator, Gpu, ImagePullPolicy, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
-    MAX_NAME_LENGTH, MAX_RANKS, MIN_MEMORY_BYTES, Parallelism, Placement, SelfTestPolicy,
+    MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement,
+    PlanPolicy, SelfTestPolicy,
 };
 
 use super::observe::Observed;
@@ -187,8 +188,16 @@ pub struct ValidDeployment {
     pub threads_per_rank: u32,
     /// Memory request and limit of a pod.
     pub memory: String,
+    /// The same in bytes.
+    pub memory_bytes: u64,
+    /// Memory of each GPU in bytes, where the spec says it.
+    pub gpu_memory_bytes: Option<u64>,
     /// Longest sequence.
     pub max_tokens: Option<u32>,
+    /// Sequences of that length that must fit.
+    pub min_sequences: u32,
+    /// What a plan that does not fit means.
+    pub plan_policy: PlanPolicy,
     /// Groups.
     pub replicas: u32,
     /// Which nodes.
@@ -246,6 +255,10 @@ pub fn validate(
         .and_then(|context| context.max_tokens)
         .map(|tokens| in_range("spec.context.maxTokens", tokens, 1, 1_048_576))
         .transpose()?;
+    let min_sequences = spec
+        .context
+        .and_then(|context| context.min_concurrent_sequences)
+        .unwrap_or(1);
     let gpu = match (spec.resources.accelerator, &spec.resources.gpu) {
         (Accelerator::Cpu, None) => None,
         (Accelerator::Cpu, Some(_)) => return Err(ValidationError::GpuWithoutAccelerator),
@@ -266,8 +279,12 @@ pub fn validate(
         gpu,
         cpu: spec.resources.cpu.0.clone(),
         threads_per_rank: u32::try_from(threads.clamp(1, 1024)).unwrap_or(1),
-        memory: memory(spec)?,
+        memory: spec.resources.memory.0.clone(),
+        memory_bytes: memory(spec)?,
+        gpu_memory_bytes: gpu_memory(spec)?,
         max_tokens,
+        min_sequences: in_range("spec.context.minConcurrentSequences", min_sequences, 1, 64)?,
+        plan_policy: spec.plan_policy,
         replicas: in_range("spec.replicas", spec.replicas, 0, MAX_GROUPS)?,
         placement: placement(spec)?,
         restart: spec.restart.as_ref().map(|restart| restart.id.clone()),
@@ -429,14 +446,31 @@ fn cpu_millis(spec: &LlamaDeploymentSpec) -> Result<u64, ValidationError> {
     }
 }
 
-fn memory(spec: &LlamaDeploymentSpec) -> Result<String, ValidationError> {
+fn memory(spec: &LlamaDeploymentSpec) -> Result<u64, ValidationError> {
     let value = &spec.resources.memory.0;
     match quantity::thousandths(value) {
-        Some(thousandths) if thousandths / 1000 >= MIN_MEMORY_BYTES => Ok(value.clone()),
+        Some(thousandths) if thousandths / 1000 >= MIN_MEMORY_BYTES => Ok(thousandths / 1000),
         _ => Err(ValidationError::BadQuantity {
             field: "spec.resources.memory",
             value: value.clone(),
             least: "32Mi",
+        }),
+    }
+}
+
+fn gpu_memory(spec: &LlamaDeploymentSpec) -> Result<Option<u64>, ValidationError> {
+    let gpu = spec.resources.gpu.as_ref();
+    let Some(value) = gpu.and_then(|gpu| gpu.memory.as_ref()) else {
+        return Ok(None);
+    };
+    match quantity::thousandths(&value.0) {
+        Some(thousandths) if thousandths / 1000 >= MIN_GPU_MEMORY_BYTES => {
+            Ok(Some(thousandths / 1000))
+        }
+        _ => Err(ValidationError::BadQuantity {
+            field: "spec.resources.gpu.memory",
+            value: value.0.clone(),
+            least: "1Gi",
         }),
     }
 }

@@ -22,8 +22,11 @@ use llama_crds::v1alpha1::{
 };
 use llama_operator::cluster::capacity::{Amounts, NodeRoom};
 use llama_operator::reconcile::apply::Applied;
+use llama_operator::reconcile::fit;
 use llama_operator::reconcile::observe::{Claim, LeaderState, Observed};
-use llama_operator::reconcile::plan::{self, Plan, WORKER_CONTAINER, WorkerSettings};
+use llama_operator::reconcile::plan::{
+    self, INSPECT_CONTAINER, Plan, WORKER_CONTAINER, WorkerSettings,
+};
 use llama_operator::reconcile::status;
 use llama_operator::reconcile::validate::{ValidDeployment, validate};
 use serde_json::{Value, json};
@@ -46,6 +49,7 @@ pub(crate) fn deployment(changes: &Value) -> LlamaDeployment {
         "spec": {
             "model": {"source": {"pvc": {"claimName": "models", "path": "m.gguf"}}},
             "resources": {"accelerator": "Cpu", "cpu": "2", "memory": "1Gi"},
+            "planPolicy": "Off",
         },
     });
     merge(&mut object["spec"], changes);
@@ -133,16 +137,18 @@ impl Cluster {
     }
 
     pub(crate) fn plan(&self) -> Plan {
-        let previous = self.status();
+        let (previous, valid) = (self.status(), self.valid());
+        let fit = fit::fit(&valid, &settings(), &self.observed(), &previous, self.now);
         plan::plan(
             &self.object,
-            &self.valid(),
+            &valid,
             &WorkerSettings {
                 image: self.worker_image.clone(),
                 ..settings()
             },
             &self.observed(),
             &previous,
+            fit,
             self.now,
         )
     }
@@ -174,12 +180,13 @@ impl Cluster {
                 self.hook(&hook.pod, hook.on);
             }
         }
-        for deletion in plan.groups.iter().flat_map(|group| &group.delete) {
+        let of_groups = plan.groups.iter().flat_map(|group| &group.delete);
+        for deletion in of_groups.chain(&plan.fit.delete) {
             if may_write() {
                 self.delete(&deletion.name, Some(&deletion.uid));
             }
         }
-        for pod in &plan.create {
+        for pod in plan.fit.create.iter().chain(&plan.create) {
             let name = &pod.metadata.name;
             if self.pods.iter().all(|live| live.metadata.name != *name) && may_write() {
                 self.next_uid += 1;
@@ -392,6 +399,23 @@ impl Cluster {
             ..ContainerStateTerminated::default()
         };
         self.end(name, terminated);
+    }
+
+    /// The inspection pod ends with exit code `code` and leaves `message`.
+    pub(crate) fn end_inspection(&mut self, code: i32, message: String) {
+        let state = ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: code,
+                message: Some(message),
+                finished_at: Some(Time(self.now)),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        };
+        let mut status = pod_status(if code == 0 { "Succeeded" } else { "Failed" }, state);
+        let containers = status.container_statuses.as_mut().expect("one container");
+        INSPECT_CONTAINER.clone_into(&mut containers[0].name);
+        self.pod_mut("m-inspect").status = Some(status);
     }
 
     /// The worker of pod `name` ends.

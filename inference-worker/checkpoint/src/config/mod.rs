@@ -180,6 +180,12 @@ impl LlamaConfig {
         self.kv_heads * self.head_dim
     }
 
+    /// The family of models, as GGUF calls it.
+    pub fn architecture(&self) -> &'static str {
+        let is_llama4 = self.experts.is_some() || self.chunk.is_some() || self.qk_norm;
+        if is_llama4 { "llama4" } else { "llama" }
+    }
+
     /// Query heads that share a KV head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads

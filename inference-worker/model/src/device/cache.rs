@@ -72,6 +72,16 @@ impl TensorCache {
         })
     }
 
+    /// Bytes that it has taken.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self
+            .layers
+            .iter()
+            .flat_map(|layer| [&layer.keys, &layer.values]);
+        let values: usize = tensors.map(Tensor::elem_count).sum();
+        (values * self.dtype.size_in_bytes()) as u64
+    }
+
     /// Its shape.
     pub fn shape(&self) -> &CacheShape {
         &self.shape

@@ -307,6 +307,10 @@ impl StepModel for DeviceLlama {
         }
     }
 
+    fn kv_cache_bytes(&self) -> u64 {
+        self.cache.bytes()
+    }
+
     fn adapter_loader(&self) -> AdapterLoader {
         self.loading.loader()
     }

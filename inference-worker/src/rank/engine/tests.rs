@@ -24,6 +24,10 @@ impl StepModel for Counting {
         10
     }
 
+    fn kv_cache_bytes(&self) -> u64 {
+        0
+    }
+
     fn step(
         &mut self,
         segments: &[Segment],

@@ -85,8 +85,11 @@ impl Group<'_> {
                 return self.restart(plan, &cause);
             }
         }
-        if self.template(&plan.status.revision).is_none() {
-            // What it was made from is not known any more.
+        let revision = &plan.status.revision;
+        let never_made = plan.status.phase == GroupPhase::Waiting
+            && self.course.stable.as_ref() != Some(revision);
+        if never_made || self.template(revision).is_none() {
+            // Nothing is lost with it, or what it was made from is not known any more.
             self.course.target.clone_into(&mut plan.status.revision);
         }
         let Some(template) = self.template(&plan.status.revision) else {
@@ -107,6 +110,9 @@ impl Group<'_> {
                 "recreating the group {pause} s after failure {failures} in a row ({reason})"
             );
             return plan.in_phase(GroupPhase::Restarting, message);
+        }
+        if let Some(why) = self.held(&plan.status.revision) {
+            return plan.in_phase(GroupPhase::Waiting, why);
         }
         plan.create = (0..template.deployment.nodes).collect();
         plan.avoid = self.avoided(&plan.status);
@@ -272,7 +278,9 @@ impl Group<'_> {
 
     /// Nothing has failed: see how far the group is.
     fn run(&self, mut plan: GroupPlan, mine: &[PodView<'_>]) -> GroupPlan {
-        plan.create = self.missing(&plan.status, mine);
+        if self.held(&plan.status.revision).is_none() {
+            plan.create = self.missing(&plan.status, mine);
+        }
         if !plan.create.is_empty() {
             plan.avoid = self.avoided(&plan.status);
             let message = format!("creating {} pods", plan.create.len());

@@ -4,7 +4,7 @@ use llama_crds::v1alpha1::{
     DrainReason, GroupPhase, GroupStatus, LlamaDeploymentStatus, Reason, RolloutFailure,
 };
 
-use super::{GroupPlan, Situation};
+use super::{GroupPlan, NewPods, Situation};
 use crate::reconcile::policy::RolloutPolicy;
 use crate::reconcile::rollout::{Condition, Decision, Member, Question, Room, decide as step};
 
@@ -208,6 +208,10 @@ pub(super) fn decide(
         policy: &policy,
         room,
         halted: course.halted,
+        held: match situation.new_pods {
+            NewPods::Held(why) if course.target == course.wanted => Some(why),
+            _ => None,
+        },
         members: &members,
     })
 }

@@ -31,6 +31,15 @@ pub const STABLE_AFTER: Duration = Duration::from_mins(10);
 /// Grace of pods whose group has failed: no answer of theirs can be finished.
 const FAILED_GRACE_SECONDS: u32 = 10;
 
+/// Whether pods of the revision that the spec asks for may be created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewPods {
+    /// Yes.
+    Allowed,
+    /// Not now; the sentence says why. Groups that exist go on as they are.
+    Held(String),
+}
+
 /// An object that should go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deletion {
@@ -155,6 +164,8 @@ pub struct Situation<'a> {
     pub pods: &'a [PodView<'a>],
     /// What status said before.
     pub previous: &'a LlamaDeploymentStatus,
+    /// Whether pods of the revision that is wanted may be created.
+    pub new_pods: &'a NewPods,
     /// The time.
     pub now: Timestamp,
 }
@@ -305,6 +316,14 @@ impl<'a> Group<'a> {
 
     fn template(&self, revision: &str) -> Option<&'a Template> {
         self.situation.templates.of(revision)
+    }
+
+    /// Why pods of `revision` may not be created now, if they may not.
+    fn held(&self, revision: &str) -> Option<&'a str> {
+        match self.situation.new_pods {
+            NewPods::Held(why) if revision == self.course.wanted => Some(why),
+            _ => None,
+        }
     }
 
     fn name(&self) -> String {

@@ -1,6 +1,7 @@
 //! Step 3: what should exist and what should go. Pure: same input, same plan.
 
 mod budget;
+pub(crate) mod inspection;
 mod pod;
 mod revision;
 mod secret;
@@ -15,6 +16,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason, SelfTestRecord};
 
+use super::fit::Fit;
 use super::golden;
 use super::groups::{self, Course, Deletion, GroupPlan, Situation};
 use super::observe::Observed;
@@ -25,6 +27,7 @@ use super::template::{self, Templates};
 use super::validate::ValidDeployment;
 use super::waiting::{self, Obstacle};
 
+pub use inspection::{INSPECT_CONTAINER, INSPECTION_MEMORY};
 pub use pod::{FETCH_CONTAINER, INSTALL_CONTAINER, WORKER_CONTAINER};
 pub(crate) use revision::fnv1a;
 pub use revision::revision;
@@ -72,6 +75,8 @@ pub struct Plan {
     pub obstacles: Vec<(u32, Obstacle)>,
     /// What is wrong with the model's claim.
     pub claim: Option<Obstacle>,
+    /// What is known of the model's memory.
+    pub fit: Fit,
 }
 
 impl Plan {
@@ -96,6 +101,7 @@ impl Plan {
         self.groups
             .iter()
             .filter_map(|group| group.wake_after)
+            .chain(self.fit.wake_after)
             .min()
     }
 }
@@ -107,8 +113,10 @@ pub fn plan(
     settings: &WorkerSettings,
     observed: &Observed,
     previous: &LlamaDeploymentStatus,
+    fit: Fit,
     now: Timestamp,
 ) -> Plan {
+    let new_pods = fit.new_pods();
     let templates = Templates::new(object, deployment, settings, observed);
     let views: Vec<_> = observed
         .pods
@@ -121,6 +129,7 @@ pub fn plan(
         observed,
         pods: &views,
         previous,
+        new_pods: &new_pods,
         now,
     };
     let groups = groups::plan(&situation, &room(deployment, observed));
@@ -164,6 +173,7 @@ pub fn plan(
         templates,
         obstacles,
         claim: waiting::of_claim(deployment, &observed.claim),
+        fit,
     }
 }
 

@@ -37,9 +37,18 @@ const USER: i64 = 65532;
 /// Seconds past the drain time until the kubelet kills a worker.
 const GRACE_MARGIN_SECONDS: u32 = 15;
 
-const MODEL_VOLUME: &str = "model";
+pub(super) const MODEL_VOLUME: &str = "model";
 const TOOLS_VOLUME: &str = "tools";
 const SHARED_MEMORY_VOLUME: &str = "shared-memory";
+
+/// What of a model image's files is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetch {
+    /// All.
+    Whole,
+    /// What their headers are in.
+    Heads,
+}
 
 /// Which pod of which incarnation.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +104,12 @@ pub(super) fn pod(
                     name: labels::GANG_GATE.to_owned(),
                 }]
             }),
-            init_containers: init_containers(deployment, settings),
+            init_containers: init_containers(
+                deployment,
+                settings,
+                Fetch::Whole,
+                &deployment.memory,
+            ),
             containers: vec![worker(deployment, settings, place)],
             volumes: Some(volumes(deployment)),
             ..PodSpec::default()
@@ -220,7 +234,7 @@ fn launch(
 
 /// Where the worker finds the model: a claim is mounted whole, a file of an image is
 /// copied under its own name.
-fn model_file(source: &Source) -> String {
+pub(super) fn model_file(source: &Source) -> String {
     match source {
         Source::Claim { path, .. } => format!("{MODEL_MOUNT}/{path}"),
         Source::Image { path, .. } => {
@@ -315,9 +329,11 @@ fn worker_resources(deployment: &ValidDeployment) -> ResourceRequirements {
 /// The two steps that bring the model out of an image. The first puts a static program
 /// where the second, which runs in the model image, finds it: that image needs to hold
 /// nothing but the model.
-fn init_containers(
+pub(super) fn init_containers(
     deployment: &ValidDeployment,
     settings: &WorkerSettings,
+    fetch: Fetch,
+    memory: &str,
 ) -> Option<Vec<Container>> {
     let Source::Image {
         reference,
@@ -334,20 +350,24 @@ fn init_containers(
         image_pull_policy: settings.pull_policy.clone(),
         command: Some(words(&[MODEL_COPY_PROGRAM, "install", "--to", TOOLS_MOUNT])),
         volume_mounts: Some(vec![mount(TOOLS_VOLUME, TOOLS_MOUNT)]),
-        ..init_container(deployment)
+        ..init_container(memory)
     };
+    let mut copy = words(&[
+        &format!("{TOOLS_MOUNT}/{program}"),
+        "copy",
+        "--from",
+        path,
+        "--to",
+        MODEL_FETCH_MOUNT,
+    ]);
+    if fetch == Fetch::Heads {
+        copy.push("--heads".to_owned());
+    }
     let fetch = Container {
         name: FETCH_CONTAINER.to_owned(),
         image: Some(reference.clone()),
         image_pull_policy: pull_policy.map(|policy: ImagePullPolicy| policy.as_str().to_owned()),
-        command: Some(words(&[
-            &format!("{TOOLS_MOUNT}/{program}"),
-            "copy",
-            "--from",
-            path,
-            "--to",
-            MODEL_FETCH_MOUNT,
-        ])),
+        command: Some(copy),
         volume_mounts: Some(vec![
             VolumeMount {
                 read_only: Some(true),
@@ -355,14 +375,14 @@ fn init_containers(
             },
             mount(MODEL_VOLUME, MODEL_FETCH_MOUNT),
         ]),
-        ..init_container(deployment)
+        ..init_container(memory)
     };
     Some(vec![install, fetch])
 }
 
-/// Asks for little. The limit is the worker's, which costs nothing since the two never
-/// run together: where the scratch volume is in memory, the copy counts against it.
-fn init_container(deployment: &ValidDeployment) -> Container {
+/// Asks for little. The limit `memory` is the main container's, which costs nothing since
+/// the two never run together: where the scratch volume is in memory, the copy counts against it.
+fn init_container(memory: &str) -> Container {
     let quantity = |text: &str| Quantity(text.to_owned());
     Container {
         resources: Some(ResourceRequirements {
@@ -370,10 +390,7 @@ fn init_container(deployment: &ValidDeployment) -> Container {
                 ("cpu".to_owned(), quantity("50m")),
                 ("memory".to_owned(), quantity("32Mi")),
             ])),
-            limits: Some(BTreeMap::from([(
-                "memory".to_owned(),
-                quantity(&deployment.memory),
-            )])),
+            limits: Some(BTreeMap::from([("memory".to_owned(), quantity(memory))])),
             ..ResourceRequirements::default()
         }),
         security_context: Some(container_security()),
@@ -383,22 +400,7 @@ fn init_container(deployment: &ValidDeployment) -> Container {
 }
 
 fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
-    let empty = |name: &str| Volume {
-        name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource::default()),
-        ..Volume::default()
-    };
-    let mut all = match &deployment.source {
-        Source::Claim { claim, .. } => vec![Volume {
-            name: MODEL_VOLUME.to_owned(),
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim.clone(),
-                read_only: Some(true),
-            }),
-            ..Volume::default()
-        }],
-        Source::Image { .. } => vec![empty(MODEL_VOLUME), empty(TOOLS_VOLUME)],
-    };
+    let mut all = model_volumes(&deployment.source);
     if deployment.gpu.is_some() {
         all.push(Volume {
             name: SHARED_MEMORY_VOLUME.to_owned(),
@@ -412,8 +414,28 @@ fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
     all
 }
 
+/// The volumes that the model is read from.
+pub(super) fn model_volumes(source: &Source) -> Vec<Volume> {
+    let empty = |name: &str| Volume {
+        name: name.to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource::default()),
+        ..Volume::default()
+    };
+    match source {
+        Source::Claim { claim, .. } => vec![Volume {
+            name: MODEL_VOLUME.to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: claim.clone(),
+                read_only: Some(true),
+            }),
+            ..Volume::default()
+        }],
+        Source::Image { .. } => vec![empty(MODEL_VOLUME), empty(TOOLS_VOLUME)],
+    }
+}
+
 /// What Pod Security `restricted` asks of a pod.
-fn pod_security() -> PodSecurityContext {
+pub(super) fn pod_security() -> PodSecurityContext {
     PodSecurityContext {
         run_as_non_root: Some(true),
         run_as_user: Some(USER),
@@ -429,7 +451,7 @@ fn pod_security() -> PodSecurityContext {
 }
 
 /// What Pod Security `restricted` asks of a container, and a read-only root besides.
-fn container_security() -> SecurityContext {
+pub(super) fn container_security() -> SecurityContext {
     SecurityContext {
         allow_privilege_escalation: Some(false),
         read_only_root_filesystem: Some(true),
@@ -441,7 +463,7 @@ fn container_security() -> SecurityContext {
     }
 }
 
-fn mount(volume: &str, path: &str) -> VolumeMount {
+pub(super) fn mount(volume: &str, path: &str) -> VolumeMount {
     VolumeMount {
         name: volume.to_owned(),
         mount_path: path.to_owned(),
@@ -453,10 +475,10 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-fn some_map(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+pub(super) fn some_map(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     (!map.is_empty()).then(|| map.clone())
 }
 
-fn some_list<T: Clone>(list: &[T]) -> Option<Vec<T>> {
+pub(super) fn some_list<T: Clone>(list: &[T]) -> Option<Vec<T>> {
     (!list.is_empty()).then(|| list.to_vec())
 }

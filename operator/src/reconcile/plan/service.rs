@@ -1,7 +1,5 @@
 //! The Services of a deployment. Pure.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
@@ -12,9 +10,11 @@ use crate::{labels, names};
 
 /// Where clients reach the API: the first pod of every group that serves and is to go on.
 pub(super) fn client(deployment: &ValidDeployment) -> Service {
+    let mut selector = labels::group_pods(&deployment.name);
+    selector.insert(labels::RANK0.to_owned(), labels::TRUE.to_owned());
     let spec = ServiceSpec {
         type_: Some("ClusterIP".to_owned()),
-        selector: Some(selector(deployment, true)),
+        selector: Some(selector),
         ports: Some(vec![port(API_PORT_NAME, API_PORT)]),
         ..ServiceSpec::default()
     };
@@ -26,7 +26,7 @@ pub(super) fn ranks(deployment: &ValidDeployment) -> Service {
     let spec = ServiceSpec {
         cluster_ip: Some("None".to_owned()),
         publish_not_ready_addresses: Some(true),
-        selector: Some(selector(deployment, false)),
+        selector: Some(labels::group_pods(&deployment.name)),
         ports: Some(vec![port(RENDEZVOUS_PORT_NAME, RENDEZVOUS_PORT)]),
         ..ServiceSpec::default()
     };
@@ -45,14 +45,6 @@ fn service(deployment: &ValidDeployment, name: String, spec: ServiceSpec) -> Ser
         spec: Some(spec),
         status: None,
     }
-}
-
-fn selector(deployment: &ValidDeployment, serving: bool) -> BTreeMap<String, String> {
-    let mut selector = BTreeMap::from([(labels::DEPLOYMENT.to_owned(), deployment.name.clone())]);
-    if serving {
-        selector.insert(labels::SERVING.to_owned(), labels::TRUE.to_owned());
-    }
-    selector
 }
 
 fn port(name: &str, number: u16) -> ServicePort {

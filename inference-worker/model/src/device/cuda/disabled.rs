@@ -12,6 +12,11 @@ pub fn survey() -> Result<Survey, CudaError> {
     Err(CudaError::NotBuilt)
 }
 
+/// Bytes that are used on `device`, by whomever; `None` where it does not say.
+pub fn used(_device: &Device) -> Option<u64> {
+    None
+}
+
 /// Opens the `ordinal`-th device that this process sees.
 ///
 /// # Errors

@@ -44,6 +44,13 @@ pub fn open(ordinal: usize) -> Result<Device, CudaError> {
     Ok(Device::Cuda(device))
 }
 
+/// Bytes that are used on `device`, by whomever; `None` where it does not say.
+pub fn used(device: &Device) -> Option<u64> {
+    let stream = device.as_cuda_device().ok()?.cuda_stream();
+    let (free, total) = stream.context().mem_get_info().ok()?;
+    Some(total.saturating_sub(free) as u64)
+}
+
 /// A driver error's own sentence, where the driver has one for it.
 fn words(error: DriverError) -> String {
     match error.error_string() {

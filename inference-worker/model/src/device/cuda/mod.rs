@@ -6,9 +6,9 @@ mod disabled;
 mod enabled;
 
 #[cfg(not(feature = "cuda"))]
-pub use disabled::{open, survey};
+pub use disabled::{open, survey, used};
 #[cfg(feature = "cuda")]
-pub use enabled::{open, survey};
+pub use enabled::{open, survey, used};
 
 /// What the driver tells of its devices.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,139 @@
+//! The pod that reads a model's headers before any group exists. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Container, EmptyDirVolumeSource, Pod, PodSpec, ResourceRequirements, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::api::ObjectMeta;
+use llama_contract::{Device, InspectArgs, MODEL_MOUNT, TERMINATION_LOG};
+
+use super::WorkerSettings;
+use super::pod::{self, Fetch};
+use crate::reconcile::validate::{Source, ValidDeployment};
+use crate::{labels, names};
+
+/// The container that reads the headers.
+pub const INSPECT_CONTAINER: &str = "inspect";
+/// Memory limit of every container of the pod.
+pub const INSPECTION_MEMORY: &str = "256Mi";
+/// Room for the heads of a model image's files.
+const HEADS_ROOM: &str = "1Gi";
+/// Seconds until a pod that reads from a claim is given up: volumes are attached in them.
+const CLAIM_SECONDS: i64 = 600;
+/// The same for a pod that reads from a model image, which is pulled first.
+const IMAGE_SECONDS: i64 = 3600;
+
+/// Seconds until the pod is given up.
+pub(crate) fn deadline_seconds(source: &Source) -> i64 {
+    match source {
+        Source::Claim { .. } => CLAIM_SECONDS,
+        Source::Image { .. } => IMAGE_SECONDS,
+    }
+}
+
+/// The pod. `inputs` is the hash of what the plan is made from, `memory` that of each pod
+/// or GPU, where it is known.
+pub(crate) fn pod(
+    deployment: &ValidDeployment,
+    settings: &WorkerSettings,
+    inputs: &str,
+    memory: Option<u64>,
+) -> Pod {
+    let mut labels = labels::inspection(&deployment.name);
+    labels.insert(labels::INSPECTION.to_owned(), inputs.to_owned());
+    let placement = &deployment.placement;
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(names::inspection(&deployment.name)),
+            namespace: Some(deployment.namespace.clone()),
+            labels: Some(labels),
+            owner_references: Some(vec![deployment.owner.clone()]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            restart_policy: Some("Never".to_owned()),
+            active_deadline_seconds: Some(deadline_seconds(&deployment.source)),
+            termination_grace_period_seconds: Some(5),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod::pod_security()),
+            node_selector: pod::some_map(&placement.node_selector),
+            tolerations: pod::some_list(&placement.tolerations),
+            priority_class_name: placement.priority_class_name.clone(),
+            init_containers: pod::init_containers(
+                deployment,
+                settings,
+                Fetch::Heads,
+                INSPECTION_MEMORY,
+            ),
+            containers: vec![container(deployment, settings, memory)],
+            volumes: Some(volumes(deployment)),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn container(
+    deployment: &ValidDeployment,
+    settings: &WorkerSettings,
+    memory: Option<u64>,
+) -> Container {
+    let inspect = InspectArgs {
+        model: pod::model_file(&deployment.source).into(),
+        tensor_parallel: deployment.tensor,
+        pipeline_parallel: deployment.pipeline,
+        nodes: deployment.nodes,
+        max_tokens: deployment.max_tokens,
+        sequences: deployment.min_sequences,
+        device: match deployment.gpu {
+            Some(_) => Device::Cuda,
+            None => Device::Cpu,
+        },
+        threads_per_rank: deployment.threads_per_rank,
+        memory_bytes: memory,
+    };
+    let mut args = vec!["inspect".to_owned()];
+    args.extend(inspect.to_args());
+    let quantity = |text: &str| Quantity(text.to_owned());
+    Container {
+        name: INSPECT_CONTAINER.to_owned(),
+        image: Some(settings.image.clone()),
+        image_pull_policy: settings.pull_policy.clone(),
+        args: Some(args),
+        resources: Some(ResourceRequirements {
+            requests: Some(BTreeMap::from([
+                ("cpu".to_owned(), quantity("100m")),
+                ("memory".to_owned(), quantity("64Mi")),
+            ])),
+            limits: Some(BTreeMap::from([(
+                "memory".to_owned(),
+                quantity(INSPECTION_MEMORY),
+            )])),
+            ..ResourceRequirements::default()
+        }),
+        security_context: Some(pod::container_security()),
+        termination_message_path: Some(TERMINATION_LOG.to_owned()),
+        volume_mounts: Some(vec![VolumeMount {
+            read_only: Some(true),
+            ..pod::mount(pod::MODEL_VOLUME, MODEL_MOUNT)
+        }]),
+        ..Container::default()
+    }
+}
+
+/// Those of a worker, with little room for what is copied out of an image.
+fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
+    let mut all = pod::model_volumes(&deployment.source);
+    for volume in &mut all {
+        if let Some(scratch) = &mut volume.empty_dir {
+            *scratch = EmptyDirVolumeSource {
+                size_limit: Some(Quantity(HEADS_ROOM.to_owned())),
+                ..EmptyDirVolumeSource::default()
+            };
+        }
+    }
+    all
+}
