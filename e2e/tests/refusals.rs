@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
-use support::{MODEL_FILE, Place, SAID_WITHIN, condition, deployment, place};
+use support::{MODEL_FILE, Place, SAID_WITHIN, condition, deployment, make_claim, place};
 
 /// How long a refused group is watched for restarts.
 const QUIET_FOR: Duration = Duration::from_secs(12);
@@ -170,6 +170,7 @@ async fn a_model_cut_short_is_named_from_a_volume() -> anyhow::Result<()> {
 
     make_claim(
         &place,
+        "models",
         &volumes.on_node.join("e2e-volume").to_string_lossy(),
     )
     .await?;
@@ -203,35 +204,6 @@ async fn a_model_cut_short_is_named_from_a_volume() -> anyhow::Result<()> {
     place.remove_namespace().await?;
     place.kubectl(["delete", "pv", "e2e-models"]).await?;
     std::fs::remove_dir_all(folder)?;
-    Ok(())
-}
-
-async fn make_claim(place: &Place, folder: &str) -> anyhow::Result<()> {
-    place
-        .kubectl(["delete", "pv", "e2e-models", "--ignore-not-found"])
-        .await?;
-    let spec = json!({
-        "accessModes": ["ReadOnlyMany"],
-        "storageClassName": "",
-        "resources": {"requests": {"storage": "1Gi"}},
-        "volumeName": "e2e-models",
-    });
-    let volume = json!({
-        "accessModes": ["ReadOnlyMany"],
-        "capacity": {"storage": "1Gi"},
-        "hostPath": {"path": folder},
-    });
-    for object in [
-        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "e2e-models"}, "spec": volume}),
-        json!({
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "models", "namespace": place.namespace},
-            "spec": spec,
-        }),
-    ] {
-        place.cluster.apply(&object.to_string()).await?;
-    }
     Ok(())
 }
 

@@ -146,10 +146,6 @@ pub struct PlannedLayout {
 }
 
 /// What something holds with one sequence of maxTokens.
-#[expect(
-    clippy::struct_field_names,
-    reason = "the unit stands in every name of the API"
-)]
 #[derive(KubeSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlannedShare {

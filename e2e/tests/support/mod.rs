@@ -232,6 +232,32 @@ impl Place {
         Ok(())
     }
 
+    /// A way through the API server to the pods of the Service `name`, whichever serve.
+    pub(crate) async fn proxy(&self, name: &str) -> anyhow::Result<Proxy> {
+        let mut child = self
+            .cluster
+            .kubectl_command()
+            .args(["proxy", "--port=0", "--address=127.0.0.1"])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("run kubectl proxy")?;
+        let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
+        let line = tokio::time::timeout(FORWARD_WITHIN, lines.next_line())
+            .await
+            .context("kubectl proxy says nothing")??
+            .context("kubectl proxy ended")?;
+        let address = line
+            .strip_prefix("Starting to serve on ")
+            .with_context(|| format!("kubectl proxy said {line:?}"))?;
+        let services = format!("api/v1/namespaces/{}/services", self.namespace);
+        Ok(Proxy {
+            url: format!("http://{address}/{services}/{name}:http/proxy/v1"),
+            _child: child,
+            _lines: lines,
+        })
+    }
+
     /// A way from this machine to the Service `name`.
     pub(crate) async fn forward(&self, name: &str) -> anyhow::Result<Forward> {
         let mut child = self
@@ -276,6 +302,19 @@ pub(crate) struct Forward {
     _lines: Lines<BufReader<ChildStdout>>,
 }
 
+/// A way through the API server, for as long as this lives.
+pub(crate) struct Proxy {
+    url: String,
+    _child: Child,
+    _lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Proxy {
+    pub(crate) fn url(&self) -> String {
+        self.url.clone()
+    }
+}
+
 /// A question on its way.
 pub(crate) struct Question {
     child: Child,
@@ -289,9 +328,19 @@ impl Forward {
 
     /// Begins to ask for an answer of up to `tokens` tokens, as a stream.
     pub(crate) fn ask(&self, model: &str, question: &str, tokens: u32) -> anyhow::Result<Question> {
+        Self::ask_at(&self.url(), model, question, tokens)
+    }
+
+    /// The same at any base URL.
+    pub(crate) fn ask_at(
+        url: &str,
+        model: &str,
+        question: &str,
+        tokens: u32,
+    ) -> anyhow::Result<Question> {
         let mut child = Command::new("python3")
             .arg(repository().join("e2e/clients/ask.py"))
-            .args([&self.url(), model, question, &tokens.to_string()])
+            .args([url, model, question, &tokens.to_string()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -355,4 +404,35 @@ impl Question {
             .context("the answer does not end")??;
         Ok((status.success(), answer, said))
     }
+}
+
+/// A volume over the node's folder `folder`, and the claim `name` for it.
+pub(crate) async fn make_claim(place: &Place, name: &str, folder: &str) -> anyhow::Result<()> {
+    let volume_name = format!("e2e-{name}");
+    place
+        .kubectl(["delete", "pv", &volume_name, "--ignore-not-found"])
+        .await?;
+    let spec = json!({
+        "accessModes": ["ReadOnlyMany"],
+        "storageClassName": "",
+        "resources": {"requests": {"storage": "1Gi"}},
+        "volumeName": volume_name,
+    });
+    let volume = json!({
+        "accessModes": ["ReadOnlyMany"],
+        "capacity": {"storage": "1Gi"},
+        "hostPath": {"path": folder},
+    });
+    for object in [
+        json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume_name}, "spec": volume}),
+        json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": name, "namespace": place.namespace},
+            "spec": spec,
+        }),
+    ] {
+        place.cluster.apply(&object.to_string()).await?;
+    }
+    Ok(())
 }

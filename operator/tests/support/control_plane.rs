@@ -18,7 +18,28 @@ const READY_WITHIN: Duration = Duration::from_secs(90);
 pub(crate) struct ControlPlane {
     pub(crate) client: Client,
     children: Vec<Child>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+}
+
+impl ControlPlane {
+    /// Starts the scheduler too.
+    #[allow(dead_code, reason = "not every test program needs nodes")]
+    pub(crate) fn start_scheduler(&mut self, programs: &Path) -> anyhow::Result<()> {
+        let folder = self.folder.path();
+        let kubeconfig = folder.join("kubeconfig").display().to_string();
+        self.children.push(start(
+            &programs.join("kube-scheduler"),
+            &folder.join("scheduler.log"),
+            &[
+                format!("--kubeconfig={kubeconfig}"),
+                format!("--authentication-kubeconfig={kubeconfig}"),
+                format!("--authorization-kubeconfig={kubeconfig}"),
+                "--leader-elect=false".to_owned(),
+                "--secure-port=0".to_owned(),
+            ],
+        )?);
+        Ok(())
+    }
 }
 
 impl Drop for ControlPlane {
@@ -118,7 +139,7 @@ pub(crate) async fn control_plane(programs: &Path) -> anyhow::Result<ControlPlan
     let plane = ControlPlane {
         client: Client::try_from(config)?,
         children,
-        _folder: temporary,
+        folder: temporary,
     };
     ready(&plane.client).await?;
     with_garbage_collector(plane, programs, &kubeconfig, &log("controllers.log"))

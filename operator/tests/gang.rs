@@ -1,0 +1,229 @@
+//! Groups get their nodes whole or not at all: the real API server, the real scheduler,
+//! nodes without a kubelet.
+
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
+#[path = "support/control_plane.rs"]
+mod control_plane;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser as _;
+use control_plane::{control_plane, programs};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Client, ResourceExt};
+use llama_crds::v1alpha1::{ConditionType, LlamaDeployment};
+use llama_operator::args::Args;
+use llama_operator::reconcile::status;
+use serde_json::json;
+
+const NAMESPACE: &str = "default";
+const WITHIN: Duration = Duration::from_mins(1);
+/// How often two groups compete.
+const TRIES: usize = 50;
+
+#[tokio::test]
+async fn two_groups_that_want_most_gpus_never_hold_half_each() -> anyhow::Result<()> {
+    let Some(programs) = programs() else {
+        return Ok(());
+    };
+    let mut plane = control_plane(&programs).await?;
+    plane.start_scheduler(&programs)?;
+    let client = plane.client.clone();
+    install_crd(&client).await?;
+    for (index, name) in ["gpu-0", "gpu-1"].into_iter().enumerate() {
+        make_node(&client, name, ["r1", "r2"][index]).await?;
+    }
+    let args = Args::try_parse_from([
+        "llama-operator",
+        "--worker-image=llama-operator/worker:test",
+        "--listen=127.0.0.1:0",
+    ])?;
+    let program = llama_operator::run::run_with(client.clone(), args);
+    let story = async {
+        for attempt in 0..TRIES {
+            compete(&client)
+                .await
+                .with_context(|| format!("try {attempt}"))?;
+        }
+        the_topology_that_is_required_is_waited_for(&client).await
+    };
+    tokio::select! {
+        ended = program => bail!("the operator ended: {ended:?}"),
+        result = story => result,
+    }
+}
+
+/// Two groups of two pods, of which each wants six of eight GPUs of each of two nodes.
+async fn compete(client: &Client) -> anyhow::Result<()> {
+    let names = ["a", "b"];
+    let (one, other) = tokio::join!(create(client, "a", None), create(client, "b", None));
+    one.and(other)?;
+    let runs = until("one runs and one waits", async || {
+        let bound = [bound(client, "a").await?, bound(client, "b").await?];
+        ensure!(
+            bound.iter().any(Vec::is_empty),
+            "both groups hold a part of the nodes: {bound:?}"
+        );
+        let first = bound.iter().position(|nodes| nodes.len() == 2);
+        let waits = bound.iter().position(Vec::is_empty);
+        let (Some(first), Some(waits)) = (first, waits) else {
+            return Ok(None);
+        };
+        let said = scheduled(client, names[waits]).await?;
+        Ok(said.starts_with("False/InsufficientRoom").then_some((first, said)))
+    })
+    .await?;
+    let (first, said) = runs;
+    ensure!(
+        said.contains("2 pods each need 6 nvidia.com/gpu") && said.contains("gpu-0 has 2"),
+        "{said}"
+    );
+    let waits = names[1 - first];
+    remove(client, names[first]).await?;
+    until("the other gets its place", async || {
+        end_deleted_pods(client).await?;
+        Ok((bound(client, waits).await?.len() == 2).then_some(()))
+    })
+    .await?;
+    remove(client, waits).await
+}
+
+async fn the_topology_that_is_required_is_waited_for(client: &Client) -> anyhow::Result<()> {
+    create(client, "c", Some("example.com/rack")).await?;
+    let said = until("it waits for one rack", async || {
+        let said = scheduled(client, "c").await?;
+        Ok(said.starts_with("False/InsufficientRoom").then_some(said))
+    })
+    .await?;
+    ensure!(said.contains("within one example.com/rack"), "{said}");
+    make_node(client, "gpu-2", "r2").await?;
+    let nodes = until("it gets one rack", async || {
+        let nodes = bound(client, "c").await?;
+        Ok((nodes.len() == 2).then_some(nodes))
+    })
+    .await?;
+    ensure!(nodes == ["gpu-1", "gpu-2"], "{nodes:?}");
+    remove(client, "c").await
+}
+
+async fn install_crd(client: &Client) -> anyhow::Result<()> {
+    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let crd = llama_crds::crd();
+    let name = crd.name_any();
+    let params = PatchParams::apply("test");
+    crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
+    let established = await_condition(crds, &name, conditions::is_crd_established());
+    tokio::time::timeout(WITHIN, established).await??;
+    Ok(())
+}
+
+async fn make_node(client: &Client, name: &str, rack: &str) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let amounts = json!({
+        "cpu": "64", "memory": "512Gi", "pods": "110", "nvidia.com/gpu": "8",
+    });
+    let labels = json!({"kubernetes.io/hostname": name, "example.com/rack": rack});
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+    });
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(node)?)
+        .await?;
+    let ready = json!([{"type": "Ready", "status": "True", "reason": "Test", "message": "",
+        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let status = json!({"status": {
+        "capacity": amounts, "allocatable": amounts, "conditions": ready,
+    }});
+    nodes
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+        .await?;
+    Ok(())
+}
+
+async fn create(client: &Client, name: &str, rack: Option<&str>) -> anyhow::Result<()> {
+    let deployments: Api<LlamaDeployment> = Api::namespaced(client.clone(), NAMESPACE);
+    let topology = rack.map(|key| json!({"topology": {"required": key}}));
+    let object = json!({
+        "apiVersion": "llmops.dev/v1alpha1", "kind": "LlamaDeployment",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": {"image": {"reference": "models:1", "path": "/m.gguf"}}},
+            "parallelism": {"tensor": 6, "pipeline": 2, "nodes": 2},
+            "resources": {"accelerator": "Gpu", "cpu": "1", "memory": "1Gi"},
+            "placement": topology.unwrap_or(json!({})),
+        },
+    });
+    deployments
+        .create(&PostParams::default(), &serde_json::from_value(object)?)
+        .await?;
+    Ok(())
+}
+
+/// Nodes to which the scheduler bound pods of the deployment `name`.
+async fn bound(client: &Client, name: &str) -> anyhow::Result<Vec<String>> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let selector = ListParams::default().labels(&format!("llmops.dev/deployment={name}"));
+    let mut nodes: Vec<_> = pods
+        .list(&selector)
+        .await?
+        .items
+        .into_iter()
+        .filter_map(|pod| pod.spec?.node_name)
+        .collect();
+    nodes.sort();
+    Ok(nodes)
+}
+
+/// The condition Scheduled, with its message.
+async fn scheduled(client: &Client, name: &str) -> anyhow::Result<String> {
+    let deployments: Api<LlamaDeployment> = Api::namespaced(client.clone(), NAMESPACE);
+    let status = deployments.get(name).await?.status.unwrap_or_default();
+    let found = status::find(&status, ConditionType::Scheduled);
+    Ok(found.map_or_else(String::new, |found| {
+        format!("{}/{}: {}", found.status, found.reason, found.message)
+    }))
+}
+
+async fn remove(client: &Client, name: &str) -> anyhow::Result<()> {
+    let deployments: Api<LlamaDeployment> = Api::namespaced(client.clone(), NAMESPACE);
+    deployments.delete(name, &DeleteParams::default()).await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let selector = ListParams::default().labels(&format!("llmops.dev/deployment={name}"));
+    until("its pods are gone", async || {
+        end_deleted_pods(client).await?;
+        Ok(pods.list(&selector).await?.items.is_empty().then_some(()))
+    })
+    .await
+}
+
+/// The kubelet: pods that are being deleted end at once.
+async fn end_deleted_pods(client: &Client) -> anyhow::Result<()> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    for pod in pods.list(&ListParams::default()).await? {
+        if pod.metadata.deletion_timestamp.is_some() {
+            let now = DeleteParams::default().grace_period(0);
+            let _ = pods.delete(&pod.name_any(), &now).await;
+        }
+    }
+    Ok(())
+}
+
+async fn until<T>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        if let Some(found) = look().await? {
+            return Ok(found);
+        }
+        ensure!(Instant::now() < deadline, "{what}: not within {WITHIN:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
