@@ -101,8 +101,8 @@ async fn the_operator_says_what_the_schema_cannot_tell() -> anyhow::Result<()> {
             |object| {
                 object["spec"]["resources"]["memory"] = json!("160Mi");
             },
-            "InsufficientMemory",
-            &["memory"],
+            "NotFit",
+            &["memory is 160Mi"],
         ),
         (
             "missing-image",

@@ -25,7 +25,7 @@ use kube::core::error_boundary::InvalidObject;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Resource, ResourceExt};
 use llama_contract::{FailureCategory, FailureReport, FittingChange, InspectionReport, Room};
-use llama_crds::v1alpha1::{ConditionType, GroupPhase, LlamaDeployment};
+use llama_crds::v1alpha1::{ConditionType, DeploymentPlan, GroupPhase, LlamaDeployment};
 use llama_operator::args::Args;
 use llama_operator::backoff::Backoff;
 use llama_operator::cluster::{Cluster, watch};
@@ -392,94 +392,86 @@ async fn an_unreadable_object_is_reported_on(place: &Place) -> anyhow::Result<()
     Ok(())
 }
 
+/// The pods of the deployment `name`.
+async fn pods_of(place: &Place, name: &str) -> anyhow::Result<Vec<String>> {
+    let selector = ListParams::default().labels(&format!("llmops.dev/deployment={name}"));
+    let pods = place.api::<Pod>().list(&selector).await?;
+    Ok(pods.iter().map(ResourceExt::name_any).collect())
+}
+
+/// What an inspection of a model that needs 1400Mi says of so much memory.
+fn inspected(mebibytes: u64) -> InspectionReport {
+    let (needed_bytes, fits) = (1400 << 20, mebibytes >= 1400);
+    let more = FittingChange {
+        memory_bytes: Some(needed_bytes),
+        sequences: 1,
+        ..FittingChange::default()
+    };
+    InspectionReport {
+        max_tokens: 8192,
+        needed_bytes,
+        room: Some(Room {
+            memory_bytes: mebibytes << 20,
+            sequences: u32::from(fits),
+            total_tokens: 8192 * u64::from(fits),
+            fits,
+        }),
+        alternatives: if fits { Vec::new() } else { vec![more] },
+        ..InspectionReport::default()
+    }
+}
+
 /// The test is the kubelet of the inspection pod.
 async fn nothing_runs_that_does_not_fit(place: &Place) -> anyhow::Result<()> {
     let mut large = spec();
     large["planPolicy"] = json!("Enforce");
     place.create(object("fit", &large)).await?;
     place.round("fit").await?;
-    let pods = async || -> anyhow::Result<Vec<String>> {
-        let selector = ListParams::default().labels("llmops.dev/deployment=fit");
-        let pods = place.api::<Pod>().list(&selector).await?;
-        Ok(pods.iter().map(ResourceExt::name_any).collect())
-    };
-    assert_eq!(pods().await?, ["fit-inspect"], "and no worker");
-    let report = InspectionReport {
-        max_tokens: 8192,
-        needed_bytes: 1400 << 20,
-        room: Some(Room {
-            memory_bytes: 1 << 30,
-            ..Room::default()
-        }),
-        alternatives: vec![FittingChange {
-            memory_bytes: Some(1400 << 20),
-            sequences: 1,
-            ..FittingChange::default()
-        }],
-        ..InspectionReport::default()
-    };
-    end_inspection(place, "fit-inspect", &report).await?;
+    let pods = pods_of(place, "fit").await?;
+    assert_eq!(pods, ["fit-inspect"], "and no worker");
+    end_inspection(place, "fit-inspect", &inspected(1024)).await?;
     let status = place.round("fit").await?.status.context("a status")?;
     let ready = status::find(&status, ConditionType::Ready).context("a condition")?;
-    assert_eq!(
-        (ready.status.as_str(), ready.reason.as_str()),
-        ("False", "NotFit")
-    );
-    assert!(
-        ready
-            .message
-            .contains("resources.memory to at least 1400Mi"),
-        "{}",
-        ready.message
+    let (verdict, message) = (format!("{}/{}", ready.status, ready.reason), &ready.message);
+    assert_eq!(verdict, "False/NotFit");
+    ensure!(
+        message.contains("resources.memory to at least 1400Mi"),
+        "{message}"
     );
     // Status has the result, so the pod goes; no other comes.
     place.round("fit").await?;
     place.end_deleted_pods().await?;
     place.round("fit").await?;
-    assert_eq!(pods().await?, [""; 0]);
+    assert_eq!(pods_of(place, "fit").await?, [""; 0]);
     let before = place.versions("fit").await?;
     place.round("fit").await?;
     assert_eq!(place.versions("fit").await?, before, "nothing is written");
+    the_alternative_is_accepted(place, &status.plan.context("a plan")?).await
+}
 
-    // The alternative, merged into the spec as it stands in status.
-    let plan = status.plan.context("a plan")?;
-    let spec = serde_json::to_value(&plan.alternatives[0].spec)?;
-    let patch = Patch::Merge(json!({"spec": spec}));
+/// It is merged into the spec as it stands in status.
+async fn the_alternative_is_accepted(place: &Place, plan: &DeploymentPlan) -> anyhow::Result<()> {
+    let patch = Patch::Merge(json!({"spec": plan.alternatives[0].spec}));
     let objects = place.api::<LlamaDeployment>();
     objects
         .patch("fit", &PatchParams::default(), &patch)
         .await?;
     place.round("fit").await?;
-    assert_eq!(
-        pods().await?,
-        ["fit-inspect"],
-        "another memory, another plan"
-    );
-    let fits = InspectionReport {
-        room: Some(Room {
-            memory_bytes: 1400 << 20,
-            sequences: 1,
-            total_tokens: 8192,
-            fits: true,
-        }),
-        alternatives: Vec::new(),
-        ..report
-    };
-    end_inspection(place, "fit-inspect", &fits).await?;
+    let pods = pods_of(place, "fit").await?;
+    assert_eq!(pods, ["fit-inspect"], "another memory, another plan");
+    end_inspection(place, "fit-inspect", &inspected(1400)).await?;
     let status = place.round("fit").await?.status.context("a status")?;
     let planned = status::find(&status, ConditionType::Planned).context("a condition")?;
-    assert_eq!(
-        (planned.status.as_str(), planned.reason.as_str()),
-        ("True", "Fits")
-    );
+    let verdict = format!("{}/{}", planned.status, planned.reason);
+    assert_eq!(verdict, "True/Fits");
     place.round("fit").await?;
     place.end_deleted_pods().await?;
-    assert_eq!(pods().await?, ["fit-0-0"]);
+    assert_eq!(pods_of(place, "fit").await?, ["fit-0-0"]);
     objects.delete("fit", &DeleteParams::default()).await?;
     place
         .until("its pod is gone", async || {
             place.end_deleted_pods().await?;
-            Ok(pods().await?.is_empty())
+            Ok(pods_of(place, "fit").await?.is_empty())
         })
         .await
 }

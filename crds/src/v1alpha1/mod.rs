@@ -4,6 +4,7 @@
     clippy::doc_markdown,
     reason = "the comments are the descriptions that `kubectl explain` prints"
 )]
+#![allow(clippy::struct_field_names, reason = "fields that hold bytes say so")]
 #![allow(
     unreachable_pub,
     reason = "the KubeSchema derive copies each struct into a function"

@@ -228,13 +228,13 @@ mod tests {
             adapter_bytes: u64::MAX,
             kv_cache_bytes: u64::MAX,
         };
-        let shape = GroupShape {
+        let layout = GroupShape {
             tensor: u32::MAX,
             pipeline: u32::MAX,
             nodes: u32::MAX,
         };
         let change = FittingChange {
-            layout: Some(shape),
+            layout: Some(layout),
             max_tokens: Some(u32::MAX),
             memory_bytes: Some(u64::MAX),
             sequences: u32::MAX,

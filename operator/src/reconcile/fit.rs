@@ -263,8 +263,8 @@ pub fn needs_nodes(
     status: Option<&LlamaDeploymentStatus>,
     generation: Option<i64>,
 ) -> bool {
-    use llama_crds::v1alpha1::{Accelerator, Gpu};
-    let gpu = spec.resources.gpu.clone().unwrap_or_else(Gpu::default);
+    use llama_crds::v1alpha1::Accelerator;
+    let gpu = spec.resources.gpu.clone().unwrap_or_default();
     let known = status.is_some_and(|status| {
         let plan = status.plan.as_ref();
         status.observed_generation == generation
@@ -377,7 +377,7 @@ impl Inspection<'_> {
             let since = Duration::try_from(since).unwrap_or_default();
             let left = pause(record.failures).saturating_sub(since);
             if left > Duration::ZERO {
-                return self.retrying(record, left);
+                return Self::retrying(record, left);
             }
         }
         let (deployment, settings) = (self.deployment, self.settings);
@@ -428,7 +428,7 @@ impl Inspection<'_> {
             if record.stopped {
                 return self.stopped(record);
             }
-            let mut fit = self.retrying(record, pause(record.failures));
+            let mut fit = Self::retrying(record, pause(record.failures));
             fit.delete = deletions(&[*pod]);
             return fit;
         }
@@ -436,7 +436,7 @@ impl Inspection<'_> {
         let mut fit = if record.stopped {
             self.stopped(&record)
         } else {
-            self.retrying(&record, Duration::ZERO)
+            Self::retrying(&record, Duration::ZERO)
         };
         fit.wake_after = Some(Duration::ZERO);
         fit
@@ -472,7 +472,7 @@ impl Inspection<'_> {
     }
 
     /// A failure that is tried again.
-    fn retrying(&self, record: &FailedInspection, left: Duration) -> Fit {
+    fn retrying(record: &FailedInspection, left: Duration) -> Fit {
         let message = format!(
             "the model could not be inspected: {}; attempt {} of {MOST_FAILURES} follows {} s after \
              the last",
