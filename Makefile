@@ -19,7 +19,8 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test unit e2e check-cuda lint fuzz fmt generate images toolchain \
-	clients bench-worker bench-perplexity bench-load bench-memory bench-prefix bench-serve
+	clients bench-worker bench-perplexity bench-load bench-memory bench-prefix bench-serve \
+	bench-operator
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +86,10 @@ bench-memory: $(MODEL) ## Planned and measured memory (TOKENS=2048), as JSON
 bench-serve: $(MODEL) ## TRACE=FILE answered by this worker, llama.cpp and mistral.rs (SERVE_THREADS="1 2"), as JSON
 	@e2e/toolchain.sh bench
 	@e2e/bench.sh serve $(MODEL) $(or $(TRACE),"")
+
+bench-operator: ## DEPLOYMENTS=1000 of two simulated pods on a real API server, beside a peer (REPEATS=1), as JSON
+	@e2e/toolchain.sh base
+	@e2e/bench.sh operator
 
 $(MODEL):
 	@e2e/fetch-model.sh $@

@@ -7,6 +7,7 @@
 #   bench.sh prefix MODEL TRACE REQUESTS    a trace with and without prefix caching
 #   bench.sh memory MODEL TOKENS            the memory plan and the memory taken
 #   bench.sh serve MODEL TRACE              a trace against this worker and its peers
+#   bench.sh operator                       many deployments on an API server of its own
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -138,11 +139,19 @@ serve() { # model trace
         "$folder/llama-server" "$peer"
 }
 
+operator() {
+    cargo build --quiet --release --locked -p llama-operator -p llama-bench
+    "$TARGET/release/llama-bench" --operator "$TARGET/release/llama-operator" \
+        --deployments "${DEPLOYMENTS:-1000}" --namespaces "${NAMESPACES:-1}" \
+        --repeats "${REPEATS:-1}" --peer "${PEER:-stateful-set}"
+}
+
 case ${1:-} in
 perplexity) perplexity "$2" "$3" "$4" ;;
 load) load "$2" ;;
 prefix) prefix "$2" "$3" "$4" ;;
 memory) memory "$2" "$3" ;;
 serve) serve "$2" "$3" ;;
-*) fail "say what: perplexity, load, prefix, memory or serve" ;;
+operator) operator ;;
+*) fail "say what: perplexity, load, prefix, memory, serve or operator" ;;
 esac

@@ -16,6 +16,10 @@ use crate::lock::{Lock, LockError};
 
 /// The Kubernetes version that `components/kubernetes/go.mod` requires.
 const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
+/// The module of kwok.
+const KWOK_MODULE: &str = "sigs.k8s.io/kwok";
+/// The folder in it with stages that make nodes and pods ready at once.
+const KWOK_STAGES: &str = "kustomize/stage/fast";
 /// One build may take this long on a slow machine.
 const BUILD_WITHIN: Duration = Duration::from_mins(40);
 /// Enough that no two keys of one machine meet.
@@ -59,9 +63,15 @@ const COREDNS: Component = Component {
     name: "coredns",
     programs: &[("coredns", ".")],
 };
+const KWOK: Component = Component {
+    name: "kwok",
+    programs: &[("kwok", "sigs.k8s.io/kwok/cmd/kwok")],
+};
 
 /// Everything that the local cluster is made of.
 pub const ALL: [Component; 4] = [KUBERNETES, ETCD, COREDNS, HELM];
+/// What a control plane with simulated nodes is made of.
+pub const SIMULATED: [Component; 3] = [KUBERNETES, ETCD, KWOK];
 
 /// A component could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +109,12 @@ pub enum ComponentError {
         /// What `go` said.
         #[source]
         source: CommandError,
+    },
+    /// A module's own files cannot be had.
+    #[error("`go mod download` names no folder of {module}")]
+    NoFolder {
+        /// The module.
+        module: &'static str,
     },
     /// The cache folder is locked.
     #[error("could not have the component cache for this run alone")]
@@ -149,6 +165,29 @@ pub async fn build(cache: &Cache, components: &[Component]) -> Result<Programs, 
     }
     link(&programs, &cache.programs())?;
     Ok(Programs(programs))
+}
+
+/// The folder with kwok's own stages that make nodes ready, and pods as soon as they have
+/// a node. They are files of its module, not part of the program.
+pub async fn kwok_stages() -> Result<PathBuf, ComponentError> {
+    let mut go = go_command();
+    go.current_dir(module_folder(&KWOK))
+        .args(["mod", "download", "-json", KWOK_MODULE]);
+    let told = command::run(&mut go, BUILD_WITHIN)
+        .await
+        .map_err(|source| ComponentError::Build {
+            component: KWOK.name,
+            source,
+        })?;
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
+    let stages = told["Dir"]
+        .as_str()
+        .map(|folder| Path::new(folder).join(KWOK_STAGES));
+    stages
+        .filter(|stages| stages.is_dir())
+        .ok_or(ComponentError::NoFolder {
+            module: KWOK_MODULE,
+        })
 }
 
 /// Makes `folder` hold a link to each of `programs`, for use from outside.
@@ -378,7 +417,7 @@ mod tests {
 
     #[test]
     fn every_module_has_its_sources() {
-        for component in ALL {
+        for component in ALL.into_iter().chain(SIMULATED) {
             let sources = read_sources(&module_folder(&component)).unwrap();
             assert_eq!(sources.len(), 3, "{}", component.name);
         }
