@@ -81,7 +81,9 @@ async fn no_answer_is_cut_by_a_change_or_by_fewer_groups() -> anyhow::Result<()>
 
     // Room for more groups: a new one starts before an old one ends.
     place
-        .apply(small(2, |object| object["spec"]["context"]["maxTokens"] = json!(2047)))
+        .apply(small(2, |object| {
+            object["spec"]["context"]["maxTokens"] = json!(2047);
+        }))
         .await?;
     let modes = watch_rollout(&place, 2).await?;
     ensure!(modes.least == 2 && modes.seen("Surge"), "{modes:?}");
@@ -96,7 +98,9 @@ async fn no_answer_is_cut_by_a_change_or_by_fewer_groups() -> anyhow::Result<()>
     );
 
     // Fewer groups.
-    place.kubectl(["scale", "ld/smollm2", "--replicas=1"]).await?;
+    place
+        .kubectl(["scale", "ld/smollm2", "--replicas=1"])
+        .await?;
     place.wait_ready(NAME, 1).await?;
     let answers = clients.end().await?;
     ensure!(answers > 0, "nobody was answered");
@@ -128,7 +132,9 @@ async fn watch_rollout(place: &Place, groups: i64) -> anyhow::Result<Seen> {
         let object = place.get(["ld", NAME]).await?;
         let status = &object["status"];
         if status["observedGeneration"] == object["metadata"]["generation"] {
-            seen.least = seen.least.min(status["readyReplicas"].as_i64().unwrap_or(0));
+            seen.least = seen
+                .least
+                .min(status["readyReplicas"].as_i64().unwrap_or(0));
             if let Some(mode) = status["rollout"]["mode"].as_str()
                 && !seen.seen(mode)
             {
@@ -216,7 +222,10 @@ async fn weights_with_a_flipped_bit_never_serve() -> anyhow::Result<()> {
         .await?;
     let failure = &object["status"]["rollout"]["failure"];
     ensure!(failure["reason"] == "SelfTestMismatch", "{failure}");
-    ensure!(condition(&object, "Available").starts_with("True"), "{object}");
+    ensure!(
+        condition(&object, "Available").starts_with("True"),
+        "{object}"
+    );
     let proxy = place.proxy(NAME).await?;
     let question = Forward::ask_at(&proxy.url(), NAME, "What is 2+2?", 24)?;
     let (answered, answer, said) = question.end().await?;

@@ -75,7 +75,9 @@ async fn compete(client: &Client) -> anyhow::Result<()> {
             return Ok(None);
         };
         let said = scheduled(client, names[waits]).await?;
-        Ok(said.starts_with("False/InsufficientRoom").then_some((first, said)))
+        Ok(said
+            .starts_with("False/InsufficientRoom")
+            .then_some((first, said)))
     })
     .await?;
     let (first, said) = runs;

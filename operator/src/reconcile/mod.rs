@@ -206,16 +206,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
         observed.states = observe::states(context, &observed.pods);
     }
     let settings = &context.settings.worker;
-    let fit = fit::fit(&deployment, settings, &observed, &previous, now);
-    let mut plan = plan::plan(
-        object,
-        &deployment,
-        settings,
-        &observed,
-        &previous,
-        fit,
-        now,
-    );
+    let mut plan = plan::plan(object, &deployment, settings, &observed, &previous, now);
     let applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
     plan.note_room(&applied.no_room);
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);

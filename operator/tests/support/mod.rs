@@ -22,7 +22,6 @@ use llama_crds::v1alpha1::{
 };
 use llama_operator::cluster::capacity::{Amounts, NodeRoom};
 use llama_operator::reconcile::apply::Applied;
-use llama_operator::reconcile::fit;
 use llama_operator::reconcile::observe::{Claim, LeaderState, Observed};
 use llama_operator::reconcile::plan::{
     self, INSPECT_CONTAINER, Plan, WORKER_CONTAINER, WorkerSettings,
@@ -138,7 +137,6 @@ impl Cluster {
 
     pub(crate) fn plan(&self) -> Plan {
         let (previous, valid) = (self.status(), self.valid());
-        let fit = fit::fit(&valid, &settings(), &self.observed(), &previous, self.now);
         plan::plan(
             &self.object,
             &valid,
@@ -148,7 +146,6 @@ impl Cluster {
             },
             &self.observed(),
             &previous,
-            fit,
             self.now,
         )
     }

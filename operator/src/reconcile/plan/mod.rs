@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason, SelfTestRecord};
 
-use super::fit::Fit;
+use super::fit::{self, Fit};
 use super::golden;
 use super::groups::{self, Course, Deletion, GroupPlan, Situation};
 use super::observe::Observed;
@@ -113,9 +113,9 @@ pub fn plan(
     settings: &WorkerSettings,
     observed: &Observed,
     previous: &LlamaDeploymentStatus,
-    fit: Fit,
     now: Timestamp,
 ) -> Plan {
+    let fit = fit::fit(deployment, settings, observed, previous, now);
     let new_pods = fit.new_pods();
     let templates = Templates::new(object, deployment, settings, observed);
     let views: Vec<_> = observed
