@@ -17,7 +17,7 @@ use crate::reconcile::placement::HOSTNAME;
 use crate::reconcile::pods::PodView;
 
 /// Time between two tries to find room for a group.
-const ROOM_EVERY: Duration = Duration::from_secs(5);
+const ROOM_EVERY: Duration = Duration::from_secs(2);
 
 impl Group<'_> {
     /// The group is wanted.
