@@ -140,10 +140,12 @@ serve() { # model trace
 }
 
 operator() {
+    local argument more=()
+    for argument in ${OPERATOR_ARGUMENTS:-}; do more+=("--operator-argument=$argument"); done
     cargo build --quiet --release --locked -p llama-operator -p llama-bench
     "$TARGET/release/llama-bench" --operator "$TARGET/release/llama-operator" \
         --deployments "${DEPLOYMENTS:-1000}" --namespaces "${NAMESPACES:-1}" \
-        --repeats "${REPEATS:-1}" --peer "${PEER:-stateful-set}"
+        --repeats "${REPEATS:-1}" --peer "${PEER:-stateful-set}" "${more[@]}"
 }
 
 case ${1:-} in

@@ -26,7 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use plane::Parts;
 use report::{Figures, PUBLISHED, Report, Run, TARGETS};
 use run::{Settings, measure};
-use subject::{PODS_EACH, Subject};
+use subject::{Operator, PODS_EACH, Subject};
 
 /// Brings many LlamaDeployments up at once on a control plane of its own, on loopback, and
 /// prints what that took as JSON.
@@ -36,6 +36,13 @@ struct Args {
     /// The operator's program, an optimized build
     #[arg(long)]
     operator: PathBuf,
+    /// One more argument of the operator, for example --concurrency=16; once for each
+    #[arg(
+        long = "operator-argument",
+        value_name = "FLAG",
+        allow_hyphen_values = true
+    )]
+    operator_arguments: Vec<String>,
     /// LlamaDeployments to create at once, each one group of two pods
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     deployments: u32,
@@ -142,7 +149,10 @@ async fn bench(args: &Args, cores: usize) -> anyhow::Result<Report> {
             stages: &stages,
             nodes: usize::try_from(args.nodes)?,
         },
-        operator: &operator,
+        operator: Operator {
+            program: &operator,
+            arguments: &args.operator_arguments,
+        },
         deployments,
         namespaces: usize::try_from(args.namespaces)?,
         singly: usize::try_from(args.singly)?,

@@ -1,6 +1,5 @@
 //! One measurement: a new control plane, one controller, and what it does.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -17,7 +16,7 @@ use crate::profile::Snapshot;
 use crate::report::{
     Burst, ControllerReport, OneByOne, Percentiles, Rest, Restart, Run, megabytes, rounded,
 };
-use crate::subject::{Controller, PODS_EACH, Subject};
+use crate::subject::{Controller, Operator, PODS_EACH, Subject};
 use crate::watch::{Seen, Watch};
 
 /// What the names of the namespaces begin with.
@@ -43,7 +42,7 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings<'a> {
     pub(crate) parts: Parts<'a>,
-    pub(crate) operator: &'a Path,
+    pub(crate) operator: Operator<'a>,
     pub(crate) deployments: usize,
     /// That the objects are spread over.
     pub(crate) namespaces: usize,

@@ -36,6 +36,14 @@ pub(crate) enum Subject {
     StatefulSet,
 }
 
+/// The operator that is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operator<'a> {
+    pub(crate) program: &'a Path,
+    /// Besides those that every measurement needs.
+    pub(crate) arguments: &'a [String],
+}
+
 impl Subject {
     /// Its name in reports.
     pub(crate) fn name(self) -> &'static str {
@@ -74,18 +82,19 @@ impl Subject {
         self,
         plane: &mut ControlPlane,
         programs: &Programs,
-        operator: &Path,
+        operator: Operator<'_>,
     ) -> anyhow::Result<Controller> {
         let port = free_port()?;
         let process = match self {
             Self::LlamaOperator => {
                 let kubeconfig = plane.kubeconfig(Identity::Operator);
-                let arguments = vec![
+                let mut arguments = vec![
                     "--worker-image=worker.invalid/llama-worker:bench".to_owned(),
                     format!("--listen=127.0.0.1:{port}"),
                 ];
+                arguments.extend_from_slice(operator.arguments);
                 let environment = [("KUBECONFIG", kubeconfig.as_path())];
-                plane.program("llama-operator", operator, arguments, &environment)?
+                plane.program("llama-operator", operator.program, arguments, &environment)?
             }
             Self::StatefulSet => {
                 let flags = plane.controller_flags("--controllers=statefulset-controller", port);
