@@ -40,6 +40,18 @@ fn every_field_says_what_it_is() {
     assert!(seen > 40, "only {seen} fields were seen");
 }
 
+/// kubectl and helm read YAML 1.1, in which these words without quotes are no text.
+#[test]
+fn no_value_is_a_boolean_to_kubectl() {
+    let booleans = ["on", "off", "yes", "no", "y", "n", "true", "false", "null"];
+    walk("", &schema(), &mut |path, field| {
+        for value in field["enum"].as_array().into_iter().flatten() {
+            let word = value.as_str().unwrap_or_default().to_ascii_lowercase();
+            assert!(!booleans.contains(&word.as_str()), "{path} may be {value}");
+        }
+    });
+}
+
 #[test]
 fn every_list_and_text_of_spec_is_bounded() {
     walk(

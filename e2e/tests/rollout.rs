@@ -26,6 +26,8 @@ fn small(groups: u32, change: impl FnOnce(&mut Value)) -> Value {
             "accelerator": "Cpu", "cpu": "200m", "memory": "600Mi",
         });
         object["spec"]["drain"] = json!({"timeout": "2m"});
+        // A full node would have no room for the pod that inspects the model either.
+        object["spec"]["planPolicy"] = json!("Disabled");
         change(object);
     })
 }

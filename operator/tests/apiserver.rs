@@ -213,7 +213,7 @@ fn spec() -> Value {
     json!({
         "model": {"source": {"image": {"reference": "models:1", "path": "/m.gguf"}}},
         "resources": {"accelerator": "Cpu", "cpu": "600m", "memory": "1Gi"},
-        "planPolicy": "Off",
+        "planPolicy": "Disabled",
     })
 }
 

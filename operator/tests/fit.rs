@@ -230,10 +230,13 @@ fn a_warning_holds_nothing_up() {
     assert_eq!(said(&cluster, ConditionType::Ready), "True/AllGroupsReady");
     change(
         &mut cluster,
-        &json!({"planPolicy": "Off", "resources": {"memory": "256Mi"}}),
+        &json!({"planPolicy": "Disabled", "resources": {"memory": "256Mi"}}),
     );
     cluster.settle();
-    assert_eq!(said(&cluster, ConditionType::Planned), "Unknown/PlanOff");
+    assert_eq!(
+        said(&cluster, ConditionType::Planned),
+        "Unknown/PlanDisabled"
+    );
 }
 
 #[test]

@@ -163,7 +163,7 @@ async fn create(client: &Client, name: &str, rack: Option<&str>) -> anyhow::Resu
         "metadata": {"name": name},
         "spec": {
             "model": {"source": {"image": {"reference": "models:1", "path": "/m.gguf"}}},
-            "planPolicy": "Off",
+            "planPolicy": "Disabled",
             "parallelism": {"tensor": 6, "pipeline": 2, "nodes": 2},
             "resources": {"accelerator": "Gpu", "cpu": "1", "memory": "1Gi"},
             "placement": topology.unwrap_or(json!({})),

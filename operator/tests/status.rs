@@ -74,7 +74,7 @@ fn from_nothing_to_serving() {
             "False/AsExpected",
             "True/ModelLoaded",
             "True/AllPodsScheduled",
-            "Unknown/PlanOff",
+            "Unknown/PlanDisabled",
         ]
     );
     let status = cluster.status();

@@ -198,5 +198,5 @@ pub enum SelfTestPolicy {
     Enforce,
     /// Whatever the ranks agree on will do, for example after the file of a volume was
     /// replaced in its place.
-    Off,
+    Disabled,
 }

@@ -15,7 +15,7 @@ pub enum PlanPolicy {
     /// Say so, and create the pods all the same.
     Warn,
     /// Make no plan.
-    Off,
+    Disabled,
 }
 
 /// What the model takes in the layout of the spec, from the headers of its files. Fields

@@ -506,8 +506,8 @@ reasons! {
     InspectionFailed,
     /// The model was inspected, but the memory of the GPUs is not known.
     GPUMemoryUnknown,
-    /// spec.planPolicy is Off.
-    PlanOff,
+    /// spec.planPolicy is Disabled.
+    PlanDisabled,
 }
 
 impl std::fmt::Display for Reason {

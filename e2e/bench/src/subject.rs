@@ -235,7 +235,7 @@ fn deployment(name: &str) -> Value {
                 "reference": "models.invalid/bench:1",
                 "path": "/models/bench.gguf",
             }}},
-            "planPolicy": "Off",
+            "planPolicy": "Disabled",
             "parallelism": {"tensor": 2, "nodes": PODS_EACH},
             "resources": {"accelerator": "Cpu", "cpu": CPU, "memory": MEMORY},
         },

@@ -129,9 +129,9 @@ pub fn fit(
     let (pods, strangers): (Vec<_>, Vec<_>) = all
         .into_iter()
         .partition(|pod| pod.is_owned_by(&deployment.uid));
-    if deployment.plan_policy == PlanPolicy::Off {
-        let message = "spec.planPolicy is Off.".to_owned();
-        let mut fit = Fit::new("Unknown", Reason::PlanOff, message);
+    if deployment.plan_policy == PlanPolicy::Disabled {
+        let message = "spec.planPolicy is Disabled.".to_owned();
+        let mut fit = Fit::new("Unknown", Reason::PlanDisabled, message);
         fit.delete = deletions(&pods);
         return fit;
     }
@@ -271,7 +271,7 @@ pub fn needs_nodes(
             && plan.is_some_and(|plan| plan.memory_bytes.is_some())
     });
     spec.resources.accelerator == Accelerator::Gpu
-        && spec.plan_policy != PlanPolicy::Off
+        && spec.plan_policy != PlanPolicy::Disabled
         && gpu.memory.is_none()
         && gpu.resource_name.starts_with(NVIDIA)
         && !known

@@ -48,7 +48,7 @@ pub(crate) fn deployment(changes: &Value) -> LlamaDeployment {
         "spec": {
             "model": {"source": {"pvc": {"claimName": "models", "path": "m.gguf"}}},
             "resources": {"accelerator": "Cpu", "cpu": "2", "memory": "1Gi"},
-            "planPolicy": "Off",
+            "planPolicy": "Disabled",
         },
     });
     merge(&mut object["spec"], changes);
