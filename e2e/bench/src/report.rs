@@ -61,7 +61,7 @@ pub(crate) struct Published {
     pub(crate) note: &'static str,
 }
 
-/// What LeaderWorkerSet was measured to take.
+/// What LeaderWorkerSet is said to take.
 pub(crate) const PUBLISHED: Published = Published {
     name: "leader-worker-set 0.10",
     figures: Figures {
@@ -69,9 +69,9 @@ pub(crate) const PUBLISHED: Published = Published {
         cpu_seconds: 41.0,
         rss_megabytes: 186.0,
     },
-    note: "1,000 sets of two pods, of an earlier measurement on two cores: the Go module proxy \
-           does not give the module sigs.k8s.io/lws, so it cannot be built and is not part of \
-           this run",
+    note: "1,000 sets of two pods on two cores, as the project's design states them; not \
+           measured in this run, since the Go module proxy refuses sigs.k8s.io/lws and it \
+           cannot be built here",
 };
 
 /// One subject on one control plane.
