@@ -196,13 +196,6 @@ impl Cluster {
         Ok(command::run_with_input(&mut command, objects, KUBECTL_WITHIN).await?)
     }
 
-    /// Creates objects, also such whose names the API server draws.
-    pub async fn create(&self, objects: &str) -> Result<String, ClusterError> {
-        let mut command = self.kubectl_command();
-        command.args(["create", "-f", "-"]);
-        Ok(command::run_with_input(&mut command, objects, KUBECTL_WITHIN).await?)
-    }
-
     /// Waits until `look` is done; on failure the error tells the state of `namespace`.
     pub async fn wait_for<T>(
         &self,

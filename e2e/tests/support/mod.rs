@@ -232,32 +232,6 @@ impl Place {
         Ok(())
     }
 
-    /// A way through the API server to the pods of the Service `name`, whichever serve.
-    pub(crate) async fn proxy(&self, name: &str) -> anyhow::Result<Proxy> {
-        let mut child = self
-            .cluster
-            .kubectl_command()
-            .args(["proxy", "--port=0", "--address=127.0.0.1"])
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .context("run kubectl proxy")?;
-        let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
-        let line = tokio::time::timeout(FORWARD_WITHIN, lines.next_line())
-            .await
-            .context("kubectl proxy says nothing")??
-            .context("kubectl proxy ended")?;
-        let address = line
-            .strip_prefix("Starting to serve on ")
-            .with_context(|| format!("kubectl proxy said {line:?}"))?;
-        let services = format!("api/v1/namespaces/{}/services", self.namespace);
-        Ok(Proxy {
-            url: format!("http://{address}/{services}/{name}:http/proxy/v1"),
-            _child: child,
-            _lines: lines,
-        })
-    }
-
     /// A way from this machine to the Service `name`.
     pub(crate) async fn forward(&self, name: &str) -> anyhow::Result<Forward> {
         let mut child = self
@@ -300,19 +274,6 @@ pub(crate) struct Forward {
     _child: Child,
     /// kubectl says a line for each connection, and ends when nobody can read it.
     _lines: Lines<BufReader<ChildStdout>>,
-}
-
-/// A way through the API server, for as long as this lives.
-pub(crate) struct Proxy {
-    url: String,
-    _child: Child,
-    _lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Proxy {
-    pub(crate) fn url(&self) -> String {
-        self.url.clone()
-    }
 }
 
 /// A question on its way.
