@@ -47,12 +47,17 @@ impl Backoff {
     }
 }
 
+/// `first` after one failure, twice as long after each further one, at most `longest`.
+pub(crate) fn doubled(first: Duration, longest: Duration, failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    first.saturating_mul(2_u32.pow(doublings)).min(longest)
+}
+
 /// Doubling from half a second to five minutes, moved by up to a fifth in either
 /// direction. The move comes from the object's name, so that objects that fail together
 /// do not come back together, and the same input gives the same pause.
 fn pause(key: &str, failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let pause = FIRST.saturating_mul(2_u32.pow(doublings)).min(LONGEST);
+    let pause = doubled(FIRST, LONGEST, failures);
     let draw = u32::try_from(fnv1a(format!("{key}#{failures}").as_bytes()) % 401).unwrap_or(200);
     pause * (800 + draw) / 1000
 }

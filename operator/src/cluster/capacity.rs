@@ -27,8 +27,6 @@ pub struct NodeRoom {
     pub labels: BTreeMap<String, String>,
     /// Its taints.
     pub taints: Vec<Taint>,
-    /// What it has, all together.
-    pub allocatable: Amounts,
     /// What no pod has asked for.
     pub free: Amounts,
 }
@@ -128,7 +126,6 @@ impl Capacity {
                     name: name.clone(),
                     labels: node.labels.clone(),
                     taints: node.taints.clone(),
-                    allocatable: node.allocatable.clone(),
                     free: node.allocatable.clone(),
                 };
                 (name.as_str(), room)

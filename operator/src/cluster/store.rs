@@ -108,13 +108,6 @@ impl<K: Resource<DynamicType = ()>> Store<K> {
         objects.map(|entry| Arc::clone(&entry.object)).collect()
     }
 
-    /// The object of this name among those of a deployment.
-    pub fn get(&self, key: &Key, name: &str) -> Option<Arc<K>> {
-        let inner = self.lock();
-        let entry = inner.objects.get(key)?.get(name)?;
-        Some(Arc::clone(&entry.object))
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,7 +123,7 @@ impl<K: Resource<DynamicType = ()>> Inner<K> {
         meta.managed_fields = None;
         let version = version(&object);
         let name = object.name_any();
-        let listing = self.listing_of(&key.0).1.count;
+        let listing = self.listing_of(&key.0);
         let objects = self.objects.entry(key.clone()).or_default();
         match objects.get_mut(&name) {
             Some(entry) if entry.version > version && entry.object.uid() == object.uid() => {
@@ -153,7 +146,7 @@ impl<K: Resource<DynamicType = ()>> Inner<K> {
         let key = key(object)?;
         let uid = object.uid().unwrap_or_default();
         if ours {
-            let listing = self.listing_of(&key.0).1.count;
+            let listing = self.listing_of(&key.0);
             self.gone.insert(uid.clone(), listing);
         } else {
             self.gone.remove(&uid);
@@ -174,12 +167,11 @@ impl<K: Resource<DynamicType = ()>> Inner<K> {
         Some(key)
     }
 
-    /// The watch that tells of `namespace`, and how far it is.
-    fn listing_of<'a>(&self, namespace: &'a str) -> (&'a str, Listing) {
-        match self.listings.get(namespace) {
-            Some(listing) => (namespace, *listing),
-            None => ("", self.listings.get("").copied().unwrap_or_default()),
-        }
+    /// How often the watch that tells of `namespace` has listed.
+    fn listing_of(&self, namespace: &str) -> u64 {
+        let own = self.listings.get(namespace);
+        own.or_else(|| self.listings.get(""))
+            .map_or(0, |listing| listing.count)
     }
 
     fn finish_listing(&mut self, scope: &str) {

@@ -18,12 +18,14 @@ use serde::Serialize;
 
 use super::failure;
 use super::fit_words;
-use super::groups::{Deletion, NewPods};
+use super::groups::{Deletion, NewPods, deletions};
 use super::observe::Observed;
+use super::placement::is_tolerated;
 use super::plan::{INSPECT_CONTAINER, INSPECTION_MEMORY, WorkerSettings, fnv1a, inspection};
 use super::pods::PodView;
 use super::validate::{Source, ValidDeployment};
 use super::waiting;
+use crate::backoff::doubled;
 use crate::cluster::kinds::WorkerPod;
 use crate::labels;
 
@@ -132,7 +134,7 @@ pub fn fit(
     if deployment.plan_policy == PlanPolicy::Disabled {
         let message = "spec.planPolicy is Disabled.".to_owned();
         let mut fit = Fit::new("Unknown", Reason::PlanDisabled, message);
-        fit.delete = deletions(&pods);
+        fit.delete = deletions(&pods, None);
         return fit;
     }
     let memory = known_memory(deployment, observed.gpu_memory, previous.plan.as_ref());
@@ -152,7 +154,7 @@ pub fn fit(
     let mut fit = match known {
         Some(plan) => {
             let mut fit = judged(deployment, plan.clone());
-            fit.delete = deletions(&pods);
+            fit.delete = deletions(&pods, None);
             fit
         }
         None => inspection.run(&pods, &strangers),
@@ -178,16 +180,6 @@ fn view(pod: &WorkerPod) -> Option<PodView<'_>> {
         revision: meta.labels.as_ref()?.get(labels::INSPECTION)?,
         epoch: 0,
     })
-}
-
-fn deletions(pods: &[PodView<'_>]) -> Vec<Deletion> {
-    let live = pods.iter().filter(|pod| !pod.is_deleting());
-    live.map(|pod| Deletion {
-        name: pod.name.to_owned(),
-        uid: pod.uid.to_owned(),
-        grace: None,
-    })
-    .collect()
 }
 
 /// Bytes of each pod, or of each GPU. What a plan of the same inputs was made with stays,
@@ -285,7 +277,7 @@ pub fn least_gpu_memory(nodes: &[Node], placement: Option<&Placement>) -> Option
             labels.and_then(|labels| labels.get(key)) == Some(value)
         };
         placement.is_none_or(|placement| placement.node_selector.iter().all(has))
-            && is_tolerated(node, placement)
+            && is_open_to(node, placement)
     };
     let memory = |node: &Node| {
         let mib = node.metadata.labels.as_ref()?.get(GPU_MEMORY_LABEL)?;
@@ -294,24 +286,11 @@ pub fn least_gpu_memory(nodes: &[Node], placement: Option<&Placement>) -> Option
     nodes.iter().filter(allowed).filter_map(memory).min()
 }
 
-fn is_tolerated(node: &Node, placement: Option<&Placement>) -> bool {
+fn is_open_to(node: &Node, placement: Option<&Placement>) -> bool {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
     let tolerations = placement.map_or(&[][..], |placement| &placement.tolerations);
-    taints.unwrap_or_default().iter().all(|taint| {
-        taint.effect == "PreferNoSchedule"
-            || tolerations.iter().any(|toleration| {
-                let same = |wanted: &Option<String>, found: &str| {
-                    wanted
-                        .as_deref()
-                        .is_none_or(|wanted| wanted.is_empty() || wanted == found)
-                };
-                let exists = toleration.operator.as_deref() == Some("Exists");
-                let value = taint.value.as_deref().unwrap_or_default();
-                same(&toleration.effect, &taint.effect)
-                    && (same(&toleration.key, &taint.key))
-                    && (exists || toleration.value.as_deref().unwrap_or_default() == value)
-            })
-    })
+    let taints = taints.unwrap_or_default();
+    taints.iter().all(|taint| is_tolerated(taint, tolerations))
 }
 
 /// What a plan means for new pods.
@@ -358,7 +337,7 @@ impl Inspection<'_> {
                 None => self.start(),
             },
         };
-        fit.delete.extend(deletions(&others));
+        fit.delete.extend(deletions(&others, None));
         fit
     }
 
@@ -429,7 +408,7 @@ impl Inspection<'_> {
                 return self.stopped(record);
             }
             let mut fit = Self::retrying(record, pause(record.failures));
-            fit.delete = deletions(&[*pod]);
+            fit.delete = deletions(&[*pod], None);
             return fit;
         }
         let record = self.failure(pod);
@@ -517,6 +496,5 @@ fn report(pod: &PodView<'_>) -> Option<InspectionReport> {
 
 /// Pause before the model is inspected again.
 fn pause(failures: i32) -> Duration {
-    let doublings = u32::try_from(failures.saturating_sub(1)).unwrap_or(0);
-    (BACKOFF.0 * 2_u32.pow(doublings.min(8))).min(BACKOFF.1)
+    doubled(BACKOFF.0, BACKOFF.1, u32::try_from(failures).unwrap_or(0))
 }

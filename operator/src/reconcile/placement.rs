@@ -162,12 +162,17 @@ fn allows(need: &Need<'_>, node: &NodeRoom) -> bool {
         .selector
         .iter()
         .all(|(key, value)| node.labels.get(key) == Some(value));
-    selected && node.taints.iter().all(|taint| tolerated(need, taint))
+    selected
+        && node
+            .taints
+            .iter()
+            .all(|taint| is_tolerated(taint, need.tolerations))
 }
 
-fn tolerated(need: &Need<'_>, taint: &Taint) -> bool {
+/// Whether a pod with `tolerations` may run where `taint` is.
+pub(super) fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
     taint.effect == "PreferNoSchedule"
-        || need.tolerations.iter().any(|toleration| {
+        || tolerations.iter().any(|toleration| {
             let effect = toleration.effect.as_deref().unwrap_or_default();
             let key = toleration.key.as_deref().unwrap_or_default();
             let exists = toleration.operator.as_deref() == Some("Exists");

@@ -7,6 +7,7 @@ use llama_crds::v1alpha1::{
 };
 
 use super::validate::{ValidationError, in_range};
+use crate::backoff::doubled;
 
 /// Longest time that a field may name.
 const LONGEST: (Duration, &str) = (Duration::from_hours(24), "24h");
@@ -62,12 +63,8 @@ pub struct RestartPolicy {
 impl RestartPolicy {
     /// Pause before a group that failed `failures` times in a row is created again.
     pub fn pause(&self, failures: i32) -> Duration {
-        let doublings = u32::try_from(failures.saturating_sub(1))
-            .unwrap_or(0)
-            .min(16);
-        self.first_pause
-            .saturating_mul(2_u32.pow(doublings))
-            .min(self.longest_pause)
+        let failures = u32::try_from(failures).unwrap_or(0);
+        doubled(self.first_pause, self.longest_pause, failures)
     }
 }
 

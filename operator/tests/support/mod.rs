@@ -243,7 +243,6 @@ impl Cluster {
             ]);
             NodeRoom {
                 name: format!("node-{index}"),
-                allocatable: amounts.clone(),
                 free: amounts,
                 ..NodeRoom::default()
             }
