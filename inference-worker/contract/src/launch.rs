@@ -35,9 +35,12 @@ impl Device {
 /// group stands in for flags that are not given.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct LaunchArgs {
-    /// Model file (GGUF).
+    /// Model: a GGUF file, or the folder of a checkpoint.
     #[arg(long)]
     pub model: PathBuf,
+    /// File whose lock says, as long as this worker lives, that the model is in use.
+    #[arg(long, value_name = "FILE")]
+    pub model_lock: Option<PathBuf>,
     /// Name that clients send as `model`.
     #[arg(long)]
     pub served_name: String,
@@ -105,6 +108,9 @@ impl LaunchArgs {
             format!("--epoch={}", self.epoch),
             format!("--drain-seconds={}", self.drain_seconds),
         ];
+        if let Some(lock) = &self.model_lock {
+            args.push(format!("--model-lock={}", lock.display()));
+        }
         if let Some(tokens) = self.max_tokens {
             args.push(format!("--max-tokens={tokens}"));
         }
@@ -159,6 +165,7 @@ mod tests {
     prop_compose! {
         fn launches()(
             model in "/[a-z0-9./_-]{1,40}",
+            model_lock in proptest::option::of("/[a-z0-9./_-]{1,40}"),
             served_name in "[A-Za-z0-9._-]{1,40}",
             (tensor_parallel, pipeline_parallel) in (1_u32..=64, 1_u32..=64),
             nodes in 1_u32..=64,
@@ -174,6 +181,7 @@ mod tests {
         ) -> LaunchArgs {
             LaunchArgs {
                 model: model.into(),
+                model_lock: model_lock.map(PathBuf::from),
                 served_name,
                 tensor_parallel,
                 pipeline_parallel,

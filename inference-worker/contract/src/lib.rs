@@ -6,10 +6,12 @@
 //! [`FailureReport`] as the container's termination message when it dies. Before any
 //! group exists, [`InspectArgs`] and [`InspectionReport`] tell what a model takes.
 
+pub mod fetch;
 pub mod inspect;
 pub mod launch;
 pub mod report;
 
+pub use fetch::{CACHE_LOCK, CACHE_MODEL_FOLDER, FetchArgs, FetchSource, ModelFile, hex};
 pub use inspect::{
     FittingChange, GroupShape, InspectArgs, InspectionReport, MemoryShare, ModelFacts, Room,
 };
@@ -49,6 +51,15 @@ pub const LWS_LEADER_ADDRESS_ENV: &str = "LWS_LEADER_ADDRESS";
 pub const LWS_GROUP_SIZE_ENV: &str = "LWS_GROUP_SIZE";
 /// Environment variable with a pod's place in its group of a LeaderWorkerSet.
 pub const LWS_WORKER_INDEX_ENV: &str = "LWS_WORKER_INDEX";
+/// Environment variable with the bearer token that a model is fetched with.
+pub const FETCH_TOKEN_ENV: &str = "LLAMA_FETCH_TOKEN";
+/// Environment variable with the name of the key that an S3 store is asked with; also the
+/// key of the Secret that holds it.
+pub const S3_KEY_ID_ENV: &str = "AWS_ACCESS_KEY_ID";
+/// The same for the key itself.
+pub const S3_SECRET_KEY_ENV: &str = "AWS_SECRET_ACCESS_KEY";
+/// The same for the token of a session, where there is one.
+pub const S3_SESSION_TOKEN_ENV: &str = "AWS_SESSION_TOKEN";
 /// Environment variable with the node that runs the pod.
 pub const NODE_NAME_ENV: &str = "LLAMA_NODE_NAME";
 /// Environment variable with the pod's name.
@@ -63,6 +74,10 @@ pub const MODEL_MOUNT: &str = "/model";
 pub const MODEL_FETCH_MOUNT: &str = "/llama-model";
 /// Folder shared by the two init steps that fetch a model image.
 pub const TOOLS_MOUNT: &str = "/llama-tools";
+/// Where the worker image keeps the program that fetches a model from a server.
+pub const MODEL_FETCH_PROGRAM: &str = "/usr/local/bin/llama-model-fetch";
+/// Folder of the container that fetches in which certificates to trust are mounted.
+pub const CA_MOUNT: &str = "/llama-ca";
 /// Where the worker image keeps the program that copies a model out of an image.
 pub const MODEL_COPY_PROGRAM: &str = "/usr/local/bin/llama-model-copy";
 /// File that carries the [`FailureReport`] of a container that ended.

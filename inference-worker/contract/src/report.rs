@@ -24,6 +24,12 @@ pub enum FailureCategory {
     InvalidConfiguration,
     /// The volume has no room for the model.
     InsufficientStorage,
+    /// What holds the model does not let this pod read it.
+    SourceUnauthorized,
+    /// What holds the model does not answer, or breaks off.
+    SourceUnreachable,
+    /// The bytes that came are not those of the digest.
+    DigestMismatch,
     /// A rank's process ended.
     RankDied,
     /// A rank's process stopped answering.
@@ -42,7 +48,7 @@ pub enum FailureCategory {
 
 impl FailureCategory {
     /// Every category, for tests and documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::ModelNotFound,
         Self::ModelTruncated,
         Self::ModelInvalid,
@@ -51,6 +57,9 @@ impl FailureCategory {
         Self::InsufficientMemory,
         Self::InvalidConfiguration,
         Self::InsufficientStorage,
+        Self::SourceUnauthorized,
+        Self::SourceUnreachable,
+        Self::DigestMismatch,
         Self::RankDied,
         Self::RankSilent,
         Self::PlanMismatch,
@@ -71,6 +80,9 @@ impl FailureCategory {
             Self::InsufficientMemory => "InsufficientMemory",
             Self::InvalidConfiguration => "InvalidConfiguration",
             Self::InsufficientStorage => "InsufficientStorage",
+            Self::SourceUnauthorized => "SourceUnauthorized",
+            Self::SourceUnreachable => "SourceUnreachable",
+            Self::DigestMismatch => "DigestMismatch",
             Self::RankDied => "RankDied",
             Self::RankSilent => "RankSilent",
             Self::PlanMismatch => "PlanMismatch",
@@ -92,8 +104,11 @@ impl FailureCategory {
             | Self::InvalidLayout
             | Self::InsufficientMemory
             | Self::InvalidConfiguration
-            | Self::InsufficientStorage => true,
-            Self::RankDied
+            | Self::InsufficientStorage
+            | Self::SourceUnauthorized
+            | Self::DigestMismatch => true,
+            Self::SourceUnreachable
+            | Self::RankDied
             | Self::RankSilent
             | Self::PlanMismatch
             | Self::SelfTestMismatch
@@ -111,6 +126,9 @@ impl FailureCategory {
                 | Self::ModelTruncated
                 | Self::ModelInvalid
                 | Self::ModelUnsupported
+                | Self::SourceUnauthorized
+                | Self::SourceUnreachable
+                | Self::DigestMismatch
         )
     }
 

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use llama_contract::FailureCategory;
 
+use llama_model_copy::space::{free_bytes, is_full};
+use llama_model_copy::{head, progress};
+
 use crate::plan::{self, Item};
-use crate::{head, progress};
 
 /// Bytes of one read and one write.
 const PIECE: usize = 4 << 20;
@@ -149,14 +151,6 @@ impl CopyError {
     }
 }
 
-/// Whether a write failed for want of room.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
-    )
-}
-
 /// Copies the file at `from`, or the files of the folder at `from`, into `folder`
 /// under their own names. What a former start left there is replaced. `stop` is
 /// looked at before each piece.
@@ -187,7 +181,10 @@ pub(crate) fn copy(
         remove(&partial(folder, item))?;
     }
     let needed = items.iter().map(|item| item.copied).sum();
-    let free = free_bytes(folder)?;
+    let free = free_bytes(folder).map_err(|source| CopyError::FreeSpace {
+        folder: folder.to_owned(),
+        source,
+    })?;
     if needed > free {
         return Err(CopyError::NoSpace {
             needed,
@@ -230,16 +227,6 @@ fn remove(path: &Path) -> Result<(), CopyError> {
             source,
         }),
         _ => Ok(()),
-    }
-}
-
-fn free_bytes(folder: &Path) -> Result<u64, CopyError> {
-    match rustix::fs::statvfs(folder) {
-        Ok(volume) => Ok(volume.f_bavail.saturating_mul(volume.f_frsize)),
-        Err(errno) => Err(CopyError::FreeSpace {
-            folder: folder.to_owned(),
-            source: errno.into(),
-        }),
     }
 }
 

@@ -1,11 +1,11 @@
 //! How much of a file is its head: what says what the rest is.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
 /// Bytes that say how long the header of a safetensors file is.
-const LENGTH_BYTES: u64 = 8;
+pub const START_BYTES: u64 = 8;
 /// No safetensors header is longer: its readers refuse more than 100 MB.
 const SAFETENSORS_LIMIT: u64 = 128 << 20;
 /// Texts, such as an index or a list of shards, are copied whole up to here.
@@ -15,24 +15,40 @@ const OTHER_LIMIT: u64 = 64 << 20;
 
 /// Bytes at the start of the file at `path`, which has `bytes`, that readers of headers
 /// look at.
-pub(crate) fn bytes(path: &Path, bytes: u64) -> io::Result<u64> {
-    let limit = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("safetensors") => safetensors(path)?.min(SAFETENSORS_LIMIT),
+///
+/// # Errors
+/// What the system says of the file.
+pub fn bytes(path: &Path, bytes: u64) -> io::Result<u64> {
+    let mut start = Vec::new();
+    if is_told(path) {
+        File::open(path)?
+            .take(START_BYTES)
+            .read_to_end(&mut start)?;
+    }
+    Ok(from_start(path, bytes, &start))
+}
+
+/// Whether a file of this name tells in its first [`START_BYTES`] how long its head is.
+pub fn is_told(name: &Path) -> bool {
+    name.extension()
+        .is_some_and(|extension| extension == "safetensors")
+}
+
+/// The same as [`bytes`], of a file `name` of which the first [`START_BYTES`] are at hand
+/// where [`is_told`] says so. The length is as the file tells it, be it true or not.
+pub fn from_start(name: &Path, bytes: u64, start: &[u8]) -> u64 {
+    let limit = match name.extension().and_then(|extension| extension.to_str()) {
+        Some("safetensors") => match <[u8; 8]>::try_from(start) {
+            Ok(length) => u64::from_le_bytes(length)
+                .saturating_add(START_BYTES)
+                .min(SAFETENSORS_LIMIT),
+            // Whoever reads it will say that it is too short.
+            Err(_) => START_BYTES,
+        },
         Some("json" | "jinja" | "txt") => TEXT_LIMIT,
         _ => OTHER_LIMIT,
     };
-    Ok(limit.min(bytes))
-}
-
-/// Its length as the file tells it, be it true or not.
-fn safetensors(path: &Path) -> io::Result<u64> {
-    let mut length = [0; 8];
-    match File::open(path)?.read_exact(&mut length) {
-        Ok(()) => Ok(u64::from_le_bytes(length).saturating_add(LENGTH_BYTES)),
-        // Whoever reads it will say that it is too short.
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(LENGTH_BYTES),
-        Err(error) => Err(error),
-    }
+    limit.min(bytes)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl InstallError {
     pub(crate) fn category(&self) -> FailureCategory {
         match self {
             Self::NoFolder { .. } => FailureCategory::InvalidConfiguration,
-            Self::Write { source, .. } if crate::copy::is_full(source) => {
+            Self::Write { source, .. } if llama_model_copy::space::is_full(source) => {
                 FailureCategory::InsufficientStorage
             }
             Self::Write { .. } => FailureCategory::Internal,

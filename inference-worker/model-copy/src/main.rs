@@ -5,11 +5,8 @@
 //! the program in a shared volume; the next one, from the model image, runs `copy`.
 
 mod copy;
-mod head;
 mod install;
 mod plan;
-mod progress;
-mod report;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +15,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
 use llama_contract::{FailureCategory, TERMINATION_LOG};
+use llama_model_copy::report;
 use signal_hook::consts::SIGTERM;
 
 use crate::copy::{CopyError, Extent};
@@ -111,13 +109,6 @@ fn fail(
     category: FailureCategory,
     error: &(dyn std::error::Error + 'static),
 ) -> ExitCode {
-    let message = report::sentence(error);
-    eprintln!("llama-model-copy: {category}: {message}");
-    if let Err(error) = report::write(termination_log, category, message) {
-        eprintln!(
-            "llama-model-copy: cannot write {}: {error}",
-            termination_log.display()
-        );
-    }
+    report::tell("llama-model-copy", termination_log, category, error);
     ExitCode::from(category.exit_code())
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// `bytes` with a binary unit and one digit after the point.
-pub(crate) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -21,7 +21,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// One line: bytes copied and to copy, share, rate since the start.
-pub(crate) fn line(done: u64, total: u64, elapsed: Duration) -> String {
+pub fn line(done: u64, total: u64, elapsed: Duration) -> String {
     let percent = if total == 0 {
         100
     } else {

@@ -8,7 +8,7 @@ use std::path::Path;
 use llama_contract::{FailureCategory, FailureReport, NODE_NAME_ENV};
 
 /// An error and its sources, joined by colons.
-pub(crate) fn sentence(error: &(dyn Error + 'static)) -> String {
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string().trim_end().to_owned();
     let mut source = error.source();
     while let Some(error) = source {
@@ -19,10 +19,30 @@ pub(crate) fn sentence(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Says on stderr, as `program`, and in the termination log why the program fails.
+pub fn tell(
+    program: &str,
+    termination_log: &Path,
+    category: FailureCategory,
+    error: &(dyn Error + 'static),
+) {
+    let message = sentence(error);
+    eprintln!("{program}: {category}: {message}");
+    if let Err(error) = write(termination_log, category, message) {
+        eprintln!(
+            "{program}: cannot write {}: {error}",
+            termination_log.display()
+        );
+    }
+}
+
 /// Writes the report into the termination log, which the kubelet makes before the
 /// container starts. Where there is none the program does not run in a pod, and the
 /// words on stderr are all there is.
-pub(crate) fn write(path: &Path, category: FailureCategory, message: String) -> io::Result<()> {
+///
+/// # Errors
+/// What the system says of the file.
+pub fn write(path: &Path, category: FailureCategory, message: String) -> io::Result<()> {
     let mut file = match OpenOptions::new().write(true).truncate(true).open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         file => file?,
