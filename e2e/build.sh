@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 
 TARGET=${CARGO_TARGET_DIR:-target}
 
-cargo build --quiet --locked --release -p llama-operator -p llama-worker -p llama-e2e
+cargo build --quiet --locked --release -p llama-operator -p llama-worker \
+    -p llama-model-fetch -p llama-e2e
 # Other flags would make cargo build everything again, so these have their own folder.
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --locked --release \
     --target "$(uname -m)-unknown-linux-gnu" --target-dir "$TARGET/static" -p llama-model-copy

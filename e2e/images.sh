@@ -23,5 +23,6 @@ image() { # name input…
 }
 image operator --input "llama-operator=$RELEASE/llama-operator"
 image worker --input "llama-worker=$RELEASE/llama-worker" \
-    --input "llama-model-copy=$STATIC/llama-model-copy"
+    --input "llama-model-copy=$STATIC/llama-model-copy" \
+    --input "llama-model-fetch=$RELEASE/llama-model-fetch"
 image smollm2-135m-instruct --input "model=$MODEL"

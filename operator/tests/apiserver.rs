@@ -250,11 +250,15 @@ async fn install_crd(client: &Client) -> anyhow::Result<()> {
 async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
     let both = json!({"claimName": "c", "path": "m.gguf"});
     let cases = [
-        ("/model/source/pvc", both, "exactly one of pvc and image"),
+        (
+            "/model/source/pvc",
+            both,
+            "exactly one of pvc, image, http, s3 and huggingFace",
+        ),
         (
             "/model/source/image",
             Value::Null,
-            "exactly one of pvc and image",
+            "exactly one of pvc, image, http, s3 and huggingFace",
         ),
         (
             "/model/source/image/path",

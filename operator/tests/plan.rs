@@ -64,6 +64,72 @@ fn headers_are_read_from_the_heads_of_an_image() {
     insta::assert_yaml_snapshot!(plan.fit.create);
 }
 
+/// The parts of a pod that have to do with the model.
+fn of_model(pod: &Value) -> Value {
+    let worker = &pod["spec"]["containers"][0];
+    json!({
+        "fetch": pod["spec"]["initContainers"],
+        "arguments": worker["args"],
+        "mounts": worker["volumeMounts"],
+        "volumes": pod["spec"]["volumes"],
+    })
+}
+
+fn from_hub(cache: &Value) -> Value {
+    let hub = json!({
+        "repo": "meta-llama/Llama-3.1-8B-Instruct",
+        "revision": "0e9e39f249a16976918f6564b8830bc894c89659",
+        "endpoint": "https://hub.example",
+        "tokenSecretRef": {"name": "hub", "key": "token"},
+    });
+    json!({"source": {"pvc": null, "huggingFace": hub}, "cache": cache})
+}
+
+#[test]
+fn a_repository_of_a_hub_is_fetched_by_each_pod() {
+    let made = made_from(&json!({"model": from_hub(&Value::Null)}));
+    insta::assert_yaml_snapshot!(of_model(&made["pods"][0]));
+}
+
+#[test]
+fn a_repository_of_a_hub_is_kept_in_a_cache() {
+    let cache = json!({"claimName": "models", "size": "500Gi"});
+    let made = made_from(&json!({"model": from_hub(&cache)}));
+    insta::assert_yaml_snapshot!(of_model(&made["pods"][0]));
+}
+
+#[test]
+fn objects_of_a_store_are_fetched_with_its_secret_and_certificates() {
+    let store = json!({
+        "uri": "s3://models/llama/m.gguf",
+        "endpoint": "https://minio.storage.svc:9000",
+        "region": "us-east-1",
+        "secretRef": {"name": "minio"},
+        "caConfigMapRef": {"name": "roots", "key": "ca.crt"},
+    });
+    let made = made_from(&json!({"model": {"source": {"pvc": null, "s3": store}}}));
+    insta::assert_yaml_snapshot!(of_model(&made["pods"][0]));
+}
+
+#[test]
+fn headers_are_fetched_past_the_cache() {
+    let digest = "ab".repeat(32);
+    let http = json!({
+        "url": "https://models.example/llama",
+        "files": [{"name": "m.gguf", "sha256": digest}],
+    });
+    let cluster = Cluster::new(deployment(&json!({
+        "planPolicy": "Enforce",
+        "model": {
+            "source": {"pvc": null, "http": http},
+            "cache": {"claimName": "models", "size": "500Gi"},
+        },
+    })));
+    let plan = cluster.plan();
+    let pod = serde_json::to_value(&plan.fit.create).expect("serializes");
+    insta::assert_yaml_snapshot!(of_model(&pod));
+}
+
 #[test]
 fn three_pods_meet_at_the_first() {
     let made = made_from(&json!({"parallelism": {"tensor": 6, "nodes": 3}}));

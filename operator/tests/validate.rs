@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use llama_crds::v1alpha1::LlamaDeployment;
 use llama_operator::reconcile::observe::Observed;
-use llama_operator::reconcile::validate::{Source, ValidationError, validate};
+use llama_operator::reconcile::source::Source;
+use llama_operator::reconcile::validate::{ValidDeployment, ValidationError, validate};
 use serde_json::{Value, json};
 use support::deployment;
 
@@ -18,6 +19,10 @@ fn refused(object: &LlamaDeployment) -> ValidationError {
 
 fn refused_with(changes: &Value) -> ValidationError {
     refused(&deployment(changes))
+}
+
+fn valid_with(changes: &Value) -> ValidDeployment {
+    validate(&deployment(changes), &Observed::default()).expect("valid")
 }
 
 #[test]
@@ -97,6 +102,44 @@ fn there_is_one_source() {
         refused_with(&none),
         ValidationError::NotOneSource { count: 0 }
     );
+}
+
+#[test]
+fn a_cache_wants_bytes_that_are_known_beforehand() {
+    let cache = json!({"claimName": "models", "size": "500Gi"});
+    let of = |name: &str, source: serde_json::Value| json!({"model": {"source": {"pvc": null, name: source}, "cache": cache.clone()}});
+    let store = json!({"uri": "s3://models/llama", "region": "us-east-1"});
+    let image = json!({"reference": "i", "path": "/m.gguf"});
+    let claim = json!({"model": {"cache": cache.clone()}});
+    for spec in [of("s3", store), of("image", image), claim] {
+        assert_eq!(refused_with(&spec), ValidationError::CacheWithoutDigests);
+    }
+    let commit = "0".repeat(40);
+    let hub = json!({"repo": "a/b", "revision": commit, "endpoint": "https://hub.example"});
+    let mut spec = of("huggingFace", hub);
+    let valid = valid_with(&spec);
+    assert_eq!(valid.source.claim(), Some(("models", "spec.model.cache")));
+    spec["model"]["cache"]["size"] = json!("1k");
+    let error = refused_with(&spec).to_string();
+    assert!(error.contains("spec.model.cache.size is \"1k\""), "{error}");
+}
+
+#[test]
+fn files_are_named_once_and_stay_inside() {
+    let digest = "0".repeat(64);
+    let of = |names: [&str; 2]| {
+        let files = names.map(|name| json!({"name": name, "sha256": digest}));
+        let http = json!({"url": "https://models.example/llama", "files": files});
+        json!({"model": {"source": {"pvc": null, "http": http}}})
+    };
+    let error = refused_with(&of(["a.json", "a.json"])).to_string();
+    assert!(
+        error.contains("http.files \"a.json\" must be named once"),
+        "{error}"
+    );
+    let error = refused_with(&of(["a.json", "../m.gguf"])).to_string();
+    assert!(error.contains("http.files \"../m.gguf\""), "{error}");
+    valid_with(&of(["a.json", "q/m.gguf"]));
 }
 
 #[test]

@@ -12,6 +12,7 @@
 
 mod change;
 mod duration;
+mod model;
 mod plan;
 mod spec;
 mod status;
@@ -21,14 +22,18 @@ pub use change::{
     Rollout, RolloutStrategy, SelfTestPolicy,
 };
 pub use duration::Duration;
+pub use model::{
+    HttpSource, HuggingFaceSource, ImagePullPolicy, ImageSource, KeyReference, MIN_CACHE_BYTES,
+    Model, ModelCache, ModelFile, ModelSource, NameReference, PvcSource, S3Source,
+};
 pub use plan::{
     AlternativeContext, AlternativeResources, AlternativeSpec, DeploymentPlan, FailedInspection,
     PlanAlternative, PlanMeasured, PlanPolicy, PlannedLayout, PlannedModel, PlannedShare,
 };
 pub use spec::{
-    Accelerator, Context, Gang, Gpu, ImagePullPolicy, ImageSource, LlamaDeployment,
-    LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES,
-    MIN_MEMORY_BYTES, Model, ModelSource, Parallelism, Placement, PvcSource, Resources, Topology,
+    Accelerator, Context, Gang, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
+    MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement,
+    Resources, Topology,
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupStatus,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::change::{Drain, FailurePolicy, Preflight, Restart, Rollout};
 use super::duration::Duration;
+use super::model::Model;
 use super::{LlamaDeploymentStatus, PlanPolicy};
 
 /// Longest name of a LlamaDeployment: `<name>-<group>-<node>` must be a host name
@@ -168,103 +169,6 @@ fn one() -> i32 {
 
 fn five() -> i32 {
     5
-}
-
-/// What to serve.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Model {
-    /// Name that clients send as `model`. The object's own name when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 128),
-        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")
-    )]
-    pub served_name: Option<String>,
-
-    /// Where the model file comes from: exactly one of pvc and image.
-    pub source: ModelSource,
-}
-
-/// Where the model file comes from.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("[has(self.pvc), has(self.image)].filter(x, x).size() == 1").message("exactly one of pvc and image must be set")
-)]
-pub struct ModelSource {
-    /// A file on a volume that exists already.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pvc: Option<PvcSource>,
-
-    /// A file inside a container image that holds the model. It is copied onto each pod's
-    /// node when the pod starts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageSource>,
-}
-
-/// A model file on a PersistentVolumeClaim.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PvcSource {
-    /// PersistentVolumeClaim in the same namespace. It is mounted read-only; with more
-    /// than one pod its access mode must let several nodes read.
-    #[schemars(length(min = 1, max = 253))]
-    pub claim_name: String,
-
-    /// Path of the GGUF file inside the volume, relative to the volume's root.
-    #[schemars(length(min = 1, max = 512))]
-    #[x_kube(
-        validation = Rule::new("!self.startsWith('/')").message("path is relative to the volume's root and must not start with '/'"),
-        validation = Rule::new("!self.split('/').exists(part, part == '..' || part == '.' || part == '')").message("path must not have empty, '.' or '..' parts")
-    )]
-    pub path: String,
-}
-
-/// A model file inside a container image.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ImageSource {
-    /// The image. A digest (`name@sha256:…`) gives every pod the same bytes.
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
-    pub reference: String,
-
-    /// Absolute path of the GGUF file inside the image.
-    #[schemars(length(min = 1, max = 512))]
-    #[x_kube(
-        validation = Rule::new("self.startsWith('/')").message("path is a path inside the image and must start with '/'"),
-        validation = Rule::new("!self.split('/').exists(part, part == '..' || part == '.')").message("path must not have '.' or '..' parts"),
-        validation = Rule::new("!self.endsWith('/')").message("path must name a file and not end with '/'")
-    )]
-    pub path: String,
-
-    /// When the node pulls the image. Kubernetes' own default when absent: Always for the
-    /// tag latest, IfNotPresent otherwise.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "ImagePullPolicy")]
-    pub pull_policy: Option<ImagePullPolicy>,
-}
-
-/// When a node pulls an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ImagePullPolicy {
-    /// Each time a pod starts.
-    Always,
-    /// When the node does not have it.
-    IfNotPresent,
-    /// Never: the node must have it.
-    Never,
-}
-
-impl ImagePullPolicy {
-    /// The name that pods use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "Always",
-            Self::IfNotPresent => "IfNotPresent",
-            Self::Never => "Never",
-        }
-    }
 }
 
 /// How one copy of the model is split.

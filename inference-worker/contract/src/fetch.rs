@@ -151,9 +151,6 @@ pub struct FetchArgs {
     /// of them together below so many bytes.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     pub cache_bytes: Option<u64>,
-    /// PEM file with certificates to trust besides the public ones.
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<PathBuf>,
 }
 
 fn parse_source(text: &str) -> Result<FetchSource, String> {
@@ -174,9 +171,6 @@ impl FetchArgs {
         }
         if let Some(bytes) = self.cache_bytes {
             args.push(format!("--cache-bytes={bytes}"));
-        }
-        if let Some(file) = &self.ca_file {
-            args.push(format!("--ca-file={}", file.display()));
         }
         args
     }
@@ -238,14 +232,12 @@ mod tests {
             to in "/[a-z0-9./_-]{1,40}",
             heads in any::<bool>(),
             cache_bytes in proptest::option::of(1_u64..),
-            ca_file in proptest::option::of("/[a-z0-9./_-]{1,40}"),
         ) {
             let fetch = FetchArgs {
                 source,
                 to: to.into(),
                 heads,
                 cache_bytes: cache_bytes.filter(|_| !heads),
-                ca_file: ca_file.map(PathBuf::from),
             };
             let argv = std::iter::once("fetch".to_owned()).chain(fetch.to_args());
             prop_assert_eq!(Cli::try_parse_from(argv).expect("parses").fetch, fetch);

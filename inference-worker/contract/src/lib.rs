@@ -53,6 +53,9 @@ pub const LWS_GROUP_SIZE_ENV: &str = "LWS_GROUP_SIZE";
 pub const LWS_WORKER_INDEX_ENV: &str = "LWS_WORKER_INDEX";
 /// Environment variable with the bearer token that a model is fetched with.
 pub const FETCH_TOKEN_ENV: &str = "LLAMA_FETCH_TOKEN";
+/// Environment variable with certificates (PEM) to trust, besides the public ones, where a
+/// model is fetched.
+pub const FETCH_CA_ENV: &str = "LLAMA_FETCH_CA";
 /// Environment variable with the name of the key that an S3 store is asked with; also the
 /// key of the Secret that holds it.
 pub const S3_KEY_ID_ENV: &str = "AWS_ACCESS_KEY_ID";
@@ -76,8 +79,6 @@ pub const MODEL_FETCH_MOUNT: &str = "/llama-model";
 pub const TOOLS_MOUNT: &str = "/llama-tools";
 /// Where the worker image keeps the program that fetches a model from a server.
 pub const MODEL_FETCH_PROGRAM: &str = "/usr/local/bin/llama-model-fetch";
-/// Folder of the container that fetches in which certificates to trust are mounted.
-pub const CA_MOUNT: &str = "/llama-ca";
 /// Where the worker image keeps the program that copies a model out of an image.
 pub const MODEL_COPY_PROGRAM: &str = "/usr/local/bin/llama-model-copy";
 /// File that carries the [`FailureReport`] of a container that ended.

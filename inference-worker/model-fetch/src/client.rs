@@ -1,6 +1,5 @@
 //! Requests, each with deadlines, and what their answers mean.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,15 +43,15 @@ pub(crate) struct Part {
 }
 
 impl Web {
-    /// `token` is sent to the host that is asked, and to no other that it redirects to.
+    /// `certificates` (PEM) are trusted besides the public ones. `token` is sent to the host that is asked, and to no other that it redirects to.
     /// `signs` tells that addresses carry a signature.
     pub(crate) fn new(
-        ca_file: Option<&Path>,
+        certificates: Option<&str>,
         token: Option<&str>,
         signs: bool,
     ) -> Result<Self, FetchError> {
         let client = Client::builder()
-            .tls_backend_preconfigured(tls(ca_file)?)
+            .tls_backend_preconfigured(tls(certificates)?)
             .redirect(Policy::custom(follow))
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
@@ -212,26 +211,20 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     }
 }
 
-fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, FetchError> {
+fn tls(certificates: Option<&str>) -> Result<rustls::ClientConfig, FetchError> {
     let mut roots = rustls::RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
-    if let Some(path) = ca_file {
-        let bad = |problem: String| FetchError::Certificates {
-            path: path.to_owned(),
-            problem,
-        };
-        let text = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
+    if let Some(text) = certificates {
+        let bad = |error: &dyn std::fmt::Display| FetchError::Certificates(error.to_string());
         let mut count = 0;
-        for certificate in CertificateDer::pem_slice_iter(&text) {
-            let certificate = certificate.map_err(|error| bad(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| bad(error.to_string()))?;
+        for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
+            let certificate = certificate.map_err(|error| bad(&error))?;
+            roots.add(certificate).map_err(|error| bad(&error))?;
             count += 1;
         }
         if count == 0 {
-            return Err(bad("it holds no certificate in PEM".to_owned()));
+            return Err(bad(&"it holds no certificate in PEM"));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use llama_contract::{FailureCategory, S3_KEY_ID_ENV, S3_SECRET_KEY_ENV};
+use llama_contract::{FETCH_CA_ENV, FailureCategory, S3_KEY_ID_ENV, S3_SECRET_KEY_ENV};
 use llama_model_copy::{progress, space};
 
 /// Why a model could not be fetched. Addresses are shown without their query, which may
@@ -23,14 +23,9 @@ pub(crate) enum FetchError {
     /// Half of a pair of credentials.
     #[error("one of {S3_KEY_ID_ENV} and {S3_SECRET_KEY_ENV} is set and the other is not")]
     HalfCredentials,
-    /// The file with certificates cannot be used.
-    #[error("the certificates in {path} cannot be used: {problem}")]
-    Certificates {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
+    /// The certificates to trust cannot be used.
+    #[error("the certificates in {FETCH_CA_ENV} cannot be used: {0}")]
+    Certificates(String),
     /// No version of TLS can be spoken.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
@@ -216,7 +211,7 @@ impl FetchError {
         match self {
             Self::BadAddress { .. }
             | Self::HalfCredentials
-            | Self::Certificates { .. }
+            | Self::Certificates(_)
             | Self::NoIdentity
             | Self::NoFolder(_) => FailureCategory::InvalidConfiguration,
             Self::Unauthorized { .. } => FailureCategory::SourceUnauthorized,

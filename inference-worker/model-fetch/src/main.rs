@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use llama_contract::{FETCH_TOKEN_ENV, FailureCategory, FetchArgs, TERMINATION_LOG};
+use llama_contract::{FETCH_CA_ENV, FETCH_TOKEN_ENV, FailureCategory, FetchArgs, TERMINATION_LOG};
 use llama_model_copy::report;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -105,6 +105,7 @@ async fn find(args: &FetchArgs) -> Result<Model, FetchError> {
     let signs = credentials.is_some();
     let store = Store::open(&args.source, credentials)?;
     let token = read(FETCH_TOKEN_ENV);
-    let web = Web::new(args.ca_file.as_deref(), token.as_deref(), signs)?;
+    let certificates = read(FETCH_CA_ENV);
+    let web = Web::new(certificates.as_deref(), token.as_deref(), signs)?;
     Model::find(&args.source, web, store).await
 }

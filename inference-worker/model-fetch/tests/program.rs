@@ -1,4 +1,5 @@
 //! The program against servers on loopback that behave, and ones that do not.
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -184,7 +185,6 @@ fn args(source: FetchSource, to: &Path) -> FetchArgs {
         to: to.to_owned(),
         heads: false,
         cache_bytes: None,
-        ca_file: None,
     }
 }
 
@@ -342,7 +342,7 @@ fn a_refusal_says_what_to_look_at() {
 #[test]
 fn a_token_does_not_follow_a_redirect_to_another_host() {
     let store = Server::of(&[("/blob", b"model")], Manner::default());
-    let mut served = Served {
+    let mut front = Served {
         manner: Manner {
             token: Some("secret"),
             ..Manner::default()
@@ -351,10 +351,10 @@ fn a_token_does_not_follow_a_redirect_to_another_host() {
     };
     // Another host by its name, the same by its address.
     let other = store.url.replace("127.0.0.1", "localhost");
-    served
+    front
         .redirects
         .insert("/models/m.gguf".to_owned(), format!("{other}/blob"));
-    let server = Server::start(served);
+    let server = Server::start(front);
     let volume = tempfile::tempdir().unwrap();
     let source = http(&server, &[("m.gguf", b"model")]);
     fetched(&args(source, volume.path()), &[(FETCH_TOKEN_ENV, "secret")]);

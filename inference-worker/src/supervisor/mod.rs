@@ -6,6 +6,7 @@ mod cause;
 mod children;
 mod devices;
 mod embedding;
+mod model_lock;
 mod preflight;
 mod self_test;
 mod serving;
@@ -60,11 +61,11 @@ const RANKS_END: Duration = Duration::from_secs(5);
 /// Must be called on the main thread: ranks end with the thread that started
 /// them.
 pub fn run(args: &ServeArgs, log_format: LogFormat, token: Option<&str>) -> u8 {
-    let cgroup = Cgroup::default();
-    let ended = match EmbeddingCheckpoint::open(&args.launch.model) {
-        Ok(Some(model)) => embedding::run(args, model, &cgroup).map(|()| Ended::Asked),
-        Ok(None) => run_ranks(args, cgroup, log_format, token),
-        Err(error) => Err(of_model(&error)),
+    let lock = args.launch.model_lock.as_deref().map(model_lock::hold);
+    // Held until this function ends.
+    let ended = match lock.transpose() {
+        Ok(_lock) => run_model(args, log_format, token),
+        Err(failure) => Err(failure),
     };
     match ended {
         Ok(Ended::Asked) => 0,
@@ -74,6 +75,18 @@ pub fn run(args: &ServeArgs, log_format: LogFormat, token: Option<&str>) -> u8 {
             tell_kubernetes(&report, &args.termination_log);
             report.category.exit_code()
         }
+    }
+}
+
+fn run_model(
+    args: &ServeArgs,
+    log_format: LogFormat,
+    token: Option<&str>,
+) -> Result<Ended, Failure> {
+    let cgroup = Cgroup::default();
+    match EmbeddingCheckpoint::open(&args.launch.model).map_err(|error| of_model(&error))? {
+        Some(model) => embedding::run(args, model, &cgroup).map(|()| Ended::Asked),
+        None => run_ranks(args, cgroup, log_format, token),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use llama_contract::InspectionReport;
+use llama_contract::{FetchSource, InspectionReport};
 use llama_crds::v1alpha1::{
     DeploymentPlan, FailedInspection, LlamaDeploymentStatus, Placement, PlanPolicy, Reason,
 };
@@ -23,7 +23,8 @@ use super::observe::Observed;
 use super::placement::is_tolerated;
 use super::plan::{INSPECT_CONTAINER, INSPECTION_MEMORY, WorkerSettings, fnv1a, inspection};
 use super::pods::PodView;
-use super::validate::{Source, ValidDeployment};
+use super::source::Source;
+use super::validate::ValidDeployment;
 use super::waiting;
 use crate::backoff::doubled;
 use crate::cluster::kinds::WorkerPod;
@@ -207,6 +208,8 @@ fn known_memory(
 struct Inputs<'a> {
     claim: Option<(&'a str, &'a str)>,
     image: Option<(&'a str, &'a str)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetched: Option<&'a FetchSource>,
     tensor: u32,
     pipeline: u32,
     nodes: u32,
@@ -222,17 +225,19 @@ struct Inputs<'a> {
 /// Sixteen hexadecimal digits. The worker image is no input: a new one does not have
 /// every model inspected again.
 fn inputs(deployment: &ValidDeployment, memory: Option<u64>) -> String {
-    let (claim, image) = match &deployment.source {
-        Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None),
+    let (claim, image, fetched) = match &deployment.source {
+        Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None, None),
         Source::Image {
             reference, path, ..
-        } => (None, Some((reference.as_str(), path.as_str()))),
+        } => (None, Some((reference.as_str(), path.as_str())), None),
+        Source::Fetched(fetched) => (None, None, Some(&fetched.from)),
     };
     let by_label = deployment.gpu.is_some() && deployment.gpu_memory_bytes.is_none();
     let placement = &deployment.placement;
     let inputs = Inputs {
         claim,
         image,
+        fetched,
         tensor: deployment.tensor,
         pipeline: deployment.pipeline,
         nodes: deployment.nodes,

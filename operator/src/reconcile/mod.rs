@@ -19,6 +19,7 @@ pub mod pods;
 pub mod policy;
 pub mod quantity;
 pub mod rollout;
+pub mod source;
 pub mod status;
 pub mod template;
 pub mod validate;

@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::pods::PodView;
-use super::{Error, fit};
+use super::{Error, fit, source};
 use crate::cluster::capacity::NodeRoom;
 use crate::cluster::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
 use crate::context::Context;
@@ -80,12 +80,12 @@ pub async fn observe(
 ) -> Result<Observed, Error> {
     let cluster = &context.cluster;
     let key = (namespace.to_owned(), name.to_owned());
-    let claim = match &object.spec.model.source.pvc {
+    let claim = match source::claim_of(&object.spec) {
         None => Claim::NotNeeded,
-        Some(pvc) => {
+        Some(claim) => {
             let claims: Api<PersistentVolumeClaim> =
                 Api::namespaced(context.client.clone(), namespace);
-            let found = claims.get_opt(&pvc.claim_name).await;
+            let found = claims.get_opt(claim).await;
             let found = found.map_err(|source| {
                 let attempt = format!("read the claim of LlamaDeployment {namespace}/{name}");
                 Error::api("observe", attempt, source)

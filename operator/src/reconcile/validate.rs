@@ -6,14 +6,14 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use llama_crds::v1alpha1::{
-    Accelerator, Gpu, ImagePullPolicy, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
-    MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement,
-    PlanPolicy, SelfTestPolicy,
+    Accelerator, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS,
+    MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy, SelfTestPolicy,
 };
 
 use super::observe::Observed;
 use super::policy::{self, ChangePolicy};
 use super::quantity;
+use super::source::{self, Source};
 use crate::cluster::capacity::Amounts;
 use crate::names;
 
@@ -33,11 +33,20 @@ pub enum ValidationError {
         name: String,
     },
     /// Not exactly one model source.
-    #[error("spec.model.source must have exactly one of pvc and image, and has {count}")]
+    #[error(
+        "spec.model.source must have exactly one of pvc, image, http, s3 and huggingFace, and has \
+         {count}"
+    )]
     NotOneSource {
         /// How many it has.
         count: usize,
     },
+    /// A cache for a model that is not fetched, or whose bytes are not known beforehand.
+    #[error(
+        "spec.model.cache is for models that are fetched and whose bytes are known beforehand: \
+         from http, huggingFace, or s3 with files"
+    )]
+    CacheWithoutDigests,
     /// A path that does not name a file where it may.
     #[error("{field} {path:?} {problem}")]
     BadPath {
@@ -136,27 +145,6 @@ impl ValidationError {
             _ => llama_crds::v1alpha1::Reason::InvalidSpec,
         }
     }
-}
-
-/// Where the model comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A file on a claim.
-    Claim {
-        /// Name of the claim.
-        claim: String,
-        /// Path inside the volume.
-        path: String,
-    },
-    /// A file in an image.
-    Image {
-        /// The image.
-        reference: String,
-        /// Path inside the image.
-        path: String,
-        /// When to pull it.
-        pull_policy: Option<ImagePullPolicy>,
-    },
 }
 
 /// A deployment that can be planned.
@@ -272,7 +260,7 @@ pub fn validate(
             .served_name
             .clone()
             .unwrap_or_else(|| name.clone()),
-        source: source(spec)?,
+        source: source::source(spec)?,
         tensor,
         pipeline,
         nodes,
@@ -385,53 +373,6 @@ pub(super) fn in_range(
     } else {
         Err(error)
     }
-}
-
-fn source(spec: &LlamaDeploymentSpec) -> Result<Source, ValidationError> {
-    let source = &spec.model.source;
-    match (&source.pvc, &source.image) {
-        (Some(pvc), None) => {
-            let field = "spec.model.source.pvc.path";
-            Ok(Source::Claim {
-                claim: pvc.claim_name.clone(),
-                path: good_path(field, &pvc.path, &pvc.path)?,
-            })
-        }
-        (None, Some(image)) => {
-            let field = "spec.model.source.image.path";
-            let Some(inside) = image.path.strip_prefix('/') else {
-                return Err(ValidationError::BadPath {
-                    field,
-                    path: image.path.clone(),
-                    problem: "must start with '/': it is a path inside the image",
-                });
-            };
-            Ok(Source::Image {
-                reference: image.reference.clone(),
-                path: good_path(field, &image.path, inside)?,
-                pull_policy: image.pull_policy,
-            })
-        }
-        (pvc, image) => Err(ValidationError::NotOneSource {
-            count: usize::from(pvc.is_some()) + usize::from(image.is_some()),
-        }),
-    }
-}
-
-/// `path`, if `inside` (the same without the leading slash that it may have) is made of
-/// plain names only.
-fn good_path(field: &'static str, path: &str, inside: &str) -> Result<String, ValidationError> {
-    if inside
-        .split('/')
-        .any(|part| matches!(part, "" | "." | ".."))
-    {
-        return Err(ValidationError::BadPath {
-            field,
-            path: path.to_owned(),
-            problem: "must name a file, without empty, '.' or '..' parts",
-        });
-    }
-    Ok(path.to_owned())
 }
 
 fn cpu_millis(spec: &LlamaDeploymentSpec) -> Result<u64, ValidationError> {

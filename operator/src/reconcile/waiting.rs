@@ -5,7 +5,8 @@ use llama_crds::v1alpha1::Reason;
 use super::observe::Claim;
 use super::plan::FETCH_CONTAINER;
 use super::pods::PodView;
-use super::validate::{Source, ValidDeployment};
+use super::source::Source;
+use super::validate::ValidDeployment;
 
 /// Something that keeps a pod from starting.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,16 +32,14 @@ impl Obstacle {
 
 /// What is wrong with the claim, if the deployment needs one.
 pub fn of_claim(deployment: &ValidDeployment, claim: &Claim) -> Option<Obstacle> {
-    let Source::Claim { claim: name, .. } = &deployment.source else {
-        return None;
-    };
+    let (name, field) = deployment.source.claim()?;
     let namespace = &deployment.namespace;
     let Claim::Found(found) = claim else {
         return Some(Obstacle {
             reason: Reason::PersistentVolumeClaimNotFound,
             message: format!(
-                "PersistentVolumeClaim {name} of spec.model.source.pvc does not exist in \
-                 namespace {namespace}; create it or name another"
+                "PersistentVolumeClaim {name} of {field} does not exist in namespace \
+                 {namespace}; create it or name another"
             ),
         });
     };
@@ -107,7 +106,8 @@ pub fn of_containers(pod: &PodView<'_>, deployment: &ValidDeployment) -> Option<
             | "ImageInspectError"
             | "RegistryUnavailable"
             | "SignatureValidationFailed" => {
-                if container.name == FETCH_CONTAINER {
+                let from_image = matches!(deployment.source, Source::Image { .. });
+                if container.name == FETCH_CONTAINER && from_image {
                     Reason::ModelImagePullFailed
                 } else {
                     Reason::WorkerImagePullFailed

@@ -2,34 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    Container, EmptyDirVolumeSource, Pod, PodSpec, ResourceRequirements, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ObjectMeta;
-use llama_contract::{Device, InspectArgs, MODEL_MOUNT, TERMINATION_LOG};
+use llama_contract::{Device, InspectArgs, TERMINATION_LOG};
 
 use super::WorkerSettings;
-use super::pod::{self, Fetch};
-use crate::reconcile::validate::{Source, ValidDeployment};
+use super::model::{self, Extent};
+use super::pod;
+use crate::reconcile::source::Source;
+use crate::reconcile::validate::ValidDeployment;
 use crate::{labels, names};
 
 /// The container that reads the headers.
 pub const INSPECT_CONTAINER: &str = "inspect";
 /// Memory limit of every container of the pod.
 pub const INSPECTION_MEMORY: &str = "256Mi";
-/// Room for the heads of a model image's files.
+/// Room for the heads of a model's files.
 const HEADS_ROOM: &str = "1Gi";
 /// Seconds until a pod that reads from a claim is given up: volumes are attached in them.
 const CLAIM_SECONDS: i64 = 600;
-/// The same for a pod that reads from a model image, which is pulled first.
+/// The same for a pod that reads from a model image, which is pulled first, or a server.
 const IMAGE_SECONDS: i64 = 3600;
 
 /// Seconds until the pod is given up.
 pub(crate) fn deadline_seconds(source: &Source) -> i64 {
     match source {
         Source::Claim { .. } => CLAIM_SECONDS,
-        Source::Image { .. } => IMAGE_SECONDS,
+        Source::Image { .. } | Source::Fetched(_) => IMAGE_SECONDS,
     }
 }
 
@@ -62,14 +62,18 @@ pub(crate) fn pod(
             node_selector: pod::some_map(&placement.node_selector),
             tolerations: pod::some_list(&placement.tolerations),
             priority_class_name: placement.priority_class_name.clone(),
-            init_containers: pod::init_containers(
-                deployment,
+            init_containers: model::init_containers(
+                &deployment.source,
                 settings,
-                Fetch::Heads,
+                Extent::Heads,
                 INSPECTION_MEMORY,
             ),
             containers: vec![container(deployment, settings, memory)],
-            volumes: Some(volumes(deployment)),
+            volumes: Some(model::volumes(
+                &deployment.source,
+                Extent::Heads,
+                Some(HEADS_ROOM),
+            )),
             ..PodSpec::default()
         }),
         status: None,
@@ -82,7 +86,7 @@ fn container(
     memory: Option<u64>,
 ) -> Container {
     let inspect = InspectArgs {
-        model: pod::model_file(&deployment.source).into(),
+        model: model::path(&deployment.source, Extent::Heads).into(),
         tensor_parallel: deployment.tensor,
         pipeline_parallel: deployment.pipeline,
         nodes: deployment.nodes,
@@ -116,24 +120,7 @@ fn container(
         }),
         security_context: Some(pod::container_security()),
         termination_message_path: Some(TERMINATION_LOG.to_owned()),
-        volume_mounts: Some(vec![VolumeMount {
-            read_only: Some(true),
-            ..pod::mount(pod::MODEL_VOLUME, MODEL_MOUNT)
-        }]),
+        volume_mounts: Some(vec![model::reading(&deployment.source, Extent::Heads)]),
         ..Container::default()
     }
-}
-
-/// Those of a worker, with little room for what is copied out of an image.
-fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
-    let mut all = pod::model_volumes(&deployment.source);
-    for volume in &mut all {
-        if let Some(scratch) = &mut volume.empty_dir {
-            *scratch = EmptyDirVolumeSource {
-                size_limit: Some(Quantity(HEADS_ROOM.to_owned())),
-                ..EmptyDirVolumeSource::default()
-            };
-        }
-    }
-    all
 }

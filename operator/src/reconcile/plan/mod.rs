@@ -2,6 +2,7 @@
 
 mod budget;
 pub(crate) mod inspection;
+mod model;
 mod pod;
 mod revision;
 mod secret;
@@ -28,7 +29,8 @@ use super::validate::ValidDeployment;
 use super::waiting::{self, Obstacle};
 
 pub use inspection::{INSPECT_CONTAINER, INSPECTION_MEMORY};
-pub use pod::{FETCH_CONTAINER, INSTALL_CONTAINER, WORKER_CONTAINER};
+pub use model::{FETCH_CONTAINER, INSTALL_CONTAINER};
+pub use pod::WORKER_CONTAINER;
 pub(crate) use revision::fnv1a;
 pub use revision::revision;
 pub use secret::TOKEN_KEY;

@@ -5,50 +5,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
     HTTPGetAction, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
-    PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSecurityContext, PodSpec,
-    PreferredSchedulingTerm, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
-    SecurityContext, Volume, VolumeMount,
+    Pod, PodSchedulingGate, PodSecurityContext, PodSpec, PreferredSchedulingTerm, Probe,
+    ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use llama_contract::{
     API_PORT, API_PORT_NAME, Device, HEALTH_PATH, INTERNAL_PORT, INTERNAL_PORT_NAME, LIVE_PATH,
-    LaunchArgs, MODEL_COPY_PROGRAM, MODEL_FETCH_MOUNT, MODEL_MOUNT, NODE_NAME_ENV, POD_IP_ENV,
-    POD_NAME_ENV, RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG,
-    TOOLS_MOUNT,
+    LaunchArgs, NODE_NAME_ENV, POD_IP_ENV, POD_NAME_ENV, RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME,
+    RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG,
 };
-use llama_crds::v1alpha1::ImagePullPolicy;
 
 use super::WorkerSettings;
+use super::model::{self, Extent};
 use super::secret::TOKEN_KEY;
-use crate::reconcile::validate::{Source, ValidDeployment};
+use crate::reconcile::validate::ValidDeployment;
 use crate::{labels, names};
 
 /// The container that computes.
 pub const WORKER_CONTAINER: &str = "worker";
-/// The init container that provides the program which the next one runs.
-pub const INSTALL_CONTAINER: &str = "install-model-copy";
-/// The init container that runs in the model image and copies the model out of it.
-pub const FETCH_CONTAINER: &str = "fetch-model";
-
 /// User and group that everything runs as.
 const USER: i64 = 65532;
 /// Seconds past the drain time until the kubelet kills a worker.
 const GRACE_MARGIN_SECONDS: u32 = 15;
 
-pub(super) const MODEL_VOLUME: &str = "model";
-const TOOLS_VOLUME: &str = "tools";
 const SHARED_MEMORY_VOLUME: &str = "shared-memory";
-
-/// What of a model image's files is copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fetch {
-    /// All.
-    Whole,
-    /// What their headers are in.
-    Heads,
-}
 
 /// Which pod of which incarnation.
 #[derive(Clone, Copy, Debug)]
@@ -104,10 +86,10 @@ pub(super) fn pod(
                     name: labels::GANG_GATE.to_owned(),
                 }]
             }),
-            init_containers: init_containers(
-                deployment,
+            init_containers: model::init_containers(
+                &deployment.source,
                 settings,
-                Fetch::Whole,
+                Extent::Whole,
                 &deployment.memory,
             ),
             containers: vec![worker(deployment, settings, place)],
@@ -169,10 +151,7 @@ fn affinity(avoid: &BTreeSet<String>) -> Option<Affinity> {
 fn worker(deployment: &ValidDeployment, settings: &WorkerSettings, place: &Place<'_>) -> Container {
     let mut args = vec!["serve".to_owned()];
     args.extend(launch(deployment, settings, place).to_args());
-    let mut mounts = vec![VolumeMount {
-        read_only: Some(true),
-        ..mount(MODEL_VOLUME, MODEL_MOUNT)
-    }];
+    let mut mounts = vec![model::reading(&deployment.source, Extent::Whole)];
     if deployment.gpu.is_some() {
         mounts.push(mount(SHARED_MEMORY_VOLUME, "/dev/shm"));
     }
@@ -211,7 +190,8 @@ fn launch(
     let rendezvous = (deployment.nodes > 1)
         .then(|| names::rendezvous_address(&deployment.name, &deployment.namespace, place.group));
     LaunchArgs {
-        model: model_file(&deployment.source).into(),
+        model: model::path(&deployment.source, Extent::Whole).into(),
+        model_lock: model::lock(&deployment.source).map(Into::into),
         served_name: deployment.served_name.clone(),
         tensor_parallel: deployment.tensor,
         pipeline_parallel: deployment.pipeline,
@@ -232,20 +212,8 @@ fn launch(
     }
 }
 
-/// Where the worker finds the model: a claim is mounted whole, a file of an image is
-/// copied under its own name.
-pub(super) fn model_file(source: &Source) -> String {
-    match source {
-        Source::Claim { path, .. } => format!("{MODEL_MOUNT}/{path}"),
-        Source::Image { path, .. } => {
-            let file = path.rsplit('/').next().unwrap_or(path);
-            format!("{MODEL_MOUNT}/{file}")
-        }
-    }
-}
-
-fn environment(deployment: &ValidDeployment) -> Vec<EnvVar> {
-    let field = |name: &str, path: &str| EnvVar {
+fn field(name: &str, path: &str) -> EnvVar {
+    EnvVar {
         name: name.to_owned(),
         value_from: Some(EnvVarSource {
             field_ref: Some(ObjectFieldSelector {
@@ -255,9 +223,17 @@ fn environment(deployment: &ValidDeployment) -> Vec<EnvVar> {
             ..EnvVarSource::default()
         }),
         ..EnvVar::default()
-    };
+    }
+}
+
+/// Tells a program which node it runs on, for its reports.
+pub(super) fn node_name() -> EnvVar {
+    field(NODE_NAME_ENV, "spec.nodeName")
+}
+
+fn environment(deployment: &ValidDeployment) -> Vec<EnvVar> {
     let mut all = vec![
-        field(NODE_NAME_ENV, "spec.nodeName"),
+        node_name(),
         field(POD_NAME_ENV, "metadata.name"),
         field(POD_IP_ENV, "status.podIP"),
     ];
@@ -326,81 +302,8 @@ fn worker_resources(deployment: &ValidDeployment) -> ResourceRequirements {
     }
 }
 
-/// The two steps that bring the model out of an image. The first puts a static program
-/// where the second, which runs in the model image, finds it: that image needs to hold
-/// nothing but the model.
-pub(super) fn init_containers(
-    deployment: &ValidDeployment,
-    settings: &WorkerSettings,
-    fetch: Fetch,
-    memory: &str,
-) -> Option<Vec<Container>> {
-    let Source::Image {
-        reference,
-        path,
-        pull_policy,
-    } = &deployment.source
-    else {
-        return None;
-    };
-    let program = MODEL_COPY_PROGRAM.rsplit('/').next().unwrap_or_default();
-    let install = Container {
-        name: INSTALL_CONTAINER.to_owned(),
-        image: Some(settings.image.clone()),
-        image_pull_policy: settings.pull_policy.clone(),
-        command: Some(words(&[MODEL_COPY_PROGRAM, "install", "--to", TOOLS_MOUNT])),
-        volume_mounts: Some(vec![mount(TOOLS_VOLUME, TOOLS_MOUNT)]),
-        ..init_container(memory)
-    };
-    let mut copy = words(&[
-        &format!("{TOOLS_MOUNT}/{program}"),
-        "copy",
-        "--from",
-        path,
-        "--to",
-        MODEL_FETCH_MOUNT,
-    ]);
-    if fetch == Fetch::Heads {
-        copy.push("--heads".to_owned());
-    }
-    let fetch = Container {
-        name: FETCH_CONTAINER.to_owned(),
-        image: Some(reference.clone()),
-        image_pull_policy: pull_policy.map(|policy: ImagePullPolicy| policy.as_str().to_owned()),
-        command: Some(copy),
-        volume_mounts: Some(vec![
-            VolumeMount {
-                read_only: Some(true),
-                ..mount(TOOLS_VOLUME, TOOLS_MOUNT)
-            },
-            mount(MODEL_VOLUME, MODEL_FETCH_MOUNT),
-        ]),
-        ..init_container(memory)
-    };
-    Some(vec![install, fetch])
-}
-
-/// Asks for little. The limit `memory` is the main container's, which costs nothing since
-/// the two never run together: where the scratch volume is in memory, the copy counts against it.
-fn init_container(memory: &str) -> Container {
-    let quantity = |text: &str| Quantity(text.to_owned());
-    Container {
-        resources: Some(ResourceRequirements {
-            requests: Some(BTreeMap::from([
-                ("cpu".to_owned(), quantity("50m")),
-                ("memory".to_owned(), quantity("32Mi")),
-            ])),
-            limits: Some(BTreeMap::from([("memory".to_owned(), quantity(memory))])),
-            ..ResourceRequirements::default()
-        }),
-        security_context: Some(container_security()),
-        termination_message_path: Some(TERMINATION_LOG.to_owned()),
-        ..Container::default()
-    }
-}
-
 fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
-    let mut all = model_volumes(&deployment.source);
+    let mut all = model::volumes(&deployment.source, Extent::Whole, None);
     if deployment.gpu.is_some() {
         all.push(Volume {
             name: SHARED_MEMORY_VOLUME.to_owned(),
@@ -412,26 +315,6 @@ fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
         });
     }
     all
-}
-
-/// The volumes that the model is read from.
-pub(super) fn model_volumes(source: &Source) -> Vec<Volume> {
-    let empty = |name: &str| Volume {
-        name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource::default()),
-        ..Volume::default()
-    };
-    match source {
-        Source::Claim { claim, .. } => vec![Volume {
-            name: MODEL_VOLUME.to_owned(),
-            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
-                claim_name: claim.clone(),
-                read_only: Some(true),
-            }),
-            ..Volume::default()
-        }],
-        Source::Image { .. } => vec![empty(MODEL_VOLUME), empty(TOOLS_VOLUME)],
-    }
 }
 
 /// What Pod Security `restricted` asks of a pod.
@@ -469,10 +352,6 @@ pub(super) fn mount(volume: &str, path: &str) -> VolumeMount {
         mount_path: path.to_owned(),
         ..VolumeMount::default()
     }
-}
-
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 pub(super) fn some_map(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {

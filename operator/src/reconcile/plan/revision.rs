@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::Toleration;
 use llama_crds::v1alpha1::Topology;
 use serde::Serialize;
 
-use crate::reconcile::validate::{Source, ValidDeployment};
+use crate::reconcile::source::{Fetched, Source};
+use crate::reconcile::validate::ValidDeployment;
 
 /// Everything of a spec that its pods are made from. The inputs and not the rendered
 /// pod, and without the worker image, so that a new version of the operator does not
@@ -16,6 +17,8 @@ struct Inputs<'a> {
     served_name: &'a str,
     claim: Option<(&'a str, &'a str)>,
     image: Option<(&'a str, &'a str, Option<&'static str>)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetched: Option<&'a Fetched>,
     tensor: u32,
     /// Written only where there are several stages: groups made before there were
     /// any keep their revision.
@@ -37,21 +40,27 @@ struct Inputs<'a> {
 
 /// Eight hexadecimal digits.
 pub fn revision(deployment: &ValidDeployment) -> String {
-    let (claim, image) = match &deployment.source {
-        Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None),
+    let (claim, image, fetched) = match &deployment.source {
+        Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None, None),
         Source::Image {
             reference,
             path,
             pull_policy,
         } => {
             let policy = pull_policy.map(llama_crds::v1alpha1::ImagePullPolicy::as_str);
-            (None, Some((reference.as_str(), path.as_str(), policy)))
+            (
+                None,
+                Some((reference.as_str(), path.as_str(), policy)),
+                None,
+            )
         }
+        Source::Fetched(fetched) => (None, None, Some(fetched.as_ref())),
     };
     let inputs = Inputs {
         served_name: &deployment.served_name,
         claim,
         image,
+        fetched,
         tensor: deployment.tensor,
         pipeline: (deployment.pipeline > 1).then_some(deployment.pipeline),
         nodes: deployment.nodes,

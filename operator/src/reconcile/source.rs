@@ -1,0 +1,234 @@
+//! Where a model comes from, checked. Pure.
+
+use llama_contract::{FetchSource, ModelFile};
+use llama_crds::v1alpha1::{
+    ImagePullPolicy, KeyReference, LlamaDeploymentSpec, MIN_CACHE_BYTES, ModelCache,
+};
+use serde::Serialize;
+
+use super::quantity;
+use super::validate::ValidationError;
+
+/// Where the model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// On a claim.
+    Claim {
+        /// Name of the claim.
+        claim: String,
+        /// Path inside the volume.
+        path: String,
+    },
+    /// A file in an image.
+    Image {
+        /// The image.
+        reference: String,
+        /// Path inside the image.
+        path: String,
+        /// When to pull it.
+        pull_policy: Option<ImagePullPolicy>,
+    },
+    /// On a server.
+    Fetched(Box<Fetched>),
+}
+
+/// A model that is fetched from a server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fetched {
+    /// The server and the files.
+    pub from: FetchSource,
+    /// A Secret's key with a token.
+    pub token: Option<KeyReference>,
+    /// A Secret with the credentials of a store.
+    pub credentials: Option<String>,
+    /// A ConfigMap's key with certificates.
+    pub certificates: Option<KeyReference>,
+    /// Where it is kept.
+    pub cache: Option<Cache>,
+}
+
+/// Where a fetched model is kept for other pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cache {
+    /// Name of the claim.
+    pub claim: String,
+    /// Most bytes of all models on it.
+    pub bytes: u64,
+    /// Folder of this model.
+    pub entry: String,
+}
+
+impl Source {
+    /// The claim that pods mount, and the field that names it.
+    pub fn claim(&self) -> Option<(&str, &'static str)> {
+        match self {
+            Self::Claim { claim, .. } => Some((claim, "spec.model.source.pvc")),
+            Self::Image { .. } => None,
+            Self::Fetched(fetched) => {
+                let cache = fetched.cache.as_ref()?;
+                Some((&cache.claim, "spec.model.cache"))
+            }
+        }
+    }
+}
+
+/// The claim that pods of this spec mount, be the spec valid or not.
+pub fn claim_of(spec: &LlamaDeploymentSpec) -> Option<&str> {
+    let model = &spec.model;
+    let cache = model.cache.as_ref().map(|cache| cache.claim_name.as_str());
+    let pvc = model.source.pvc.as_ref();
+    pvc.map(|pvc| pvc.claim_name.as_str()).or(cache)
+}
+
+/// The source that `spec` names.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn source(spec: &LlamaDeploymentSpec) -> Result<Source, ValidationError> {
+    let source = &spec.model.source;
+    let count = [
+        source.pvc.is_some(),
+        source.image.is_some(),
+        source.http.is_some(),
+        source.s3.is_some(),
+        source.hugging_face.is_some(),
+    ];
+    let count = count.into_iter().filter(|given| *given).count();
+    if count != 1 {
+        return Err(ValidationError::NotOneSource { count });
+    }
+    let found = if let Some(pvc) = &source.pvc {
+        let field = "spec.model.source.pvc.path";
+        Source::Claim {
+            claim: pvc.claim_name.clone(),
+            path: good_path(field, &pvc.path, &pvc.path)?,
+        }
+    } else if let Some(image) = &source.image {
+        let field = "spec.model.source.image.path";
+        let Some(inside) = image.path.strip_prefix('/') else {
+            return Err(ValidationError::BadPath {
+                field,
+                path: image.path.clone(),
+                problem: "must start with '/': it is a path inside the image",
+            });
+        };
+        Source::Image {
+            reference: image.reference.clone(),
+            path: good_path(field, &image.path, inside)?,
+            pull_policy: image.pull_policy,
+        }
+    } else {
+        return fetched(spec).map(|fetched| Source::Fetched(Box::new(fetched)));
+    };
+    match &spec.model.cache {
+        Some(_) => Err(ValidationError::CacheWithoutDigests),
+        None => Ok(found),
+    }
+}
+
+fn fetched(spec: &LlamaDeploymentSpec) -> Result<Fetched, ValidationError> {
+    let source = &spec.model.source;
+    let mut fetched = if let Some(http) = &source.http {
+        Fetched {
+            from: FetchSource::Http {
+                url: http.url.clone(),
+                files: files("spec.model.source.http.files", &http.files)?,
+            },
+            token: http.token_secret_ref.clone(),
+            credentials: None,
+            certificates: http.ca_config_map_ref.clone(),
+            cache: None,
+        }
+    } else if let Some(s3) = &source.s3 {
+        Fetched {
+            from: FetchSource::S3 {
+                uri: s3.uri.clone(),
+                endpoint: s3.endpoint.clone(),
+                region: s3.region.clone(),
+                files: files("spec.model.source.s3.files", &s3.files)?,
+            },
+            token: None,
+            credentials: s3.secret_ref.as_ref().map(|secret| secret.name.clone()),
+            certificates: s3.ca_config_map_ref.clone(),
+            cache: None,
+        }
+    } else if let Some(hub) = &source.hugging_face {
+        let field = "spec.model.source.huggingFace.path";
+        let path = hub.path.as_ref();
+        Fetched {
+            from: FetchSource::HuggingFace {
+                repo: hub.repo.clone(),
+                revision: hub.revision.clone(),
+                endpoint: hub.endpoint.clone(),
+                path: path.map(|path| good_path(field, path, path)).transpose()?,
+            },
+            token: hub.token_secret_ref.clone(),
+            credentials: None,
+            certificates: hub.ca_config_map_ref.clone(),
+            cache: None,
+        }
+    } else {
+        return Err(ValidationError::NotOneSource { count: 0 });
+    };
+    if let Some(wanted) = &spec.model.cache {
+        fetched.cache = Some(cache(wanted, &fetched.from)?);
+    }
+    Ok(fetched)
+}
+
+fn cache(cache: &ModelCache, from: &FetchSource) -> Result<Cache, ValidationError> {
+    let bytes = quantity::thousandths(&cache.size.0).map(|thousandths| thousandths / 1000);
+    let bytes = bytes
+        .filter(|bytes| *bytes >= MIN_CACHE_BYTES)
+        .ok_or_else(|| ValidationError::BadQuantity {
+            field: "spec.model.cache.size",
+            value: cache.size.0.clone(),
+            least: "1Mi",
+        })?;
+    Ok(Cache {
+        claim: cache.claim_name.clone(),
+        bytes,
+        entry: from
+            .identity()
+            .ok_or(ValidationError::CacheWithoutDigests)?,
+    })
+}
+
+fn files(
+    field: &'static str,
+    files: &[llama_crds::v1alpha1::ModelFile],
+) -> Result<Vec<ModelFile>, ValidationError> {
+    let mut names = std::collections::BTreeSet::new();
+    files
+        .iter()
+        .map(|file| {
+            if !names.insert(&file.name) {
+                return Err(ValidationError::BadPath {
+                    field,
+                    path: file.name.clone(),
+                    problem: "must be named once only",
+                });
+            }
+            Ok(ModelFile {
+                name: good_path(field, &file.name, &file.name)?,
+                sha256: file.sha256.clone(),
+            })
+        })
+        .collect()
+}
+
+/// `path`, if `inside` (the same without the leading slash that it may have) is made of
+/// plain names only.
+fn good_path(field: &'static str, path: &str, inside: &str) -> Result<String, ValidationError> {
+    if inside
+        .split('/')
+        .any(|part| matches!(part, "" | "." | ".."))
+    {
+        return Err(ValidationError::BadPath {
+            field,
+            path: path.to_owned(),
+            problem: "must name a file, without empty, '.' or '..' parts",
+        });
+    }
+    Ok(path.to_owned())
+}
