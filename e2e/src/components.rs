@@ -67,9 +67,16 @@ const KWOK: Component = Component {
     name: "kwok",
     programs: &[("kwok", "sigs.k8s.io/kwok/cmd/kwok")],
 };
+/// An S3-compatible store over a folder, for tests.
+pub const OBJECT_STORE: Component = Component {
+    name: "object-store",
+    programs: &[("versitygw", "github.com/versity/versitygw/cmd/versitygw")],
+};
 
 /// Everything that the local cluster is made of.
 pub const ALL: [Component; 4] = [KUBERNETES, ETCD, COREDNS, HELM];
+/// The same and what tests need besides.
+pub const TESTED: [Component; 5] = [KUBERNETES, ETCD, COREDNS, HELM, OBJECT_STORE];
 /// What a control plane with simulated nodes is made of.
 pub const SIMULATED: [Component; 3] = [KUBERNETES, ETCD, KWOK];
 

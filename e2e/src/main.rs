@@ -62,7 +62,7 @@ enum Action {
         #[arg(required = true)]
         archives: Vec<PathBuf>,
     },
-    /// Build the programs of the local cluster into the cache; print their folder
+    /// Build the programs of the local cluster and of tests into the cache; print their folder
     Build,
     /// Write a container image as an archive, without Docker
     Image {
@@ -143,7 +143,7 @@ async fn run_async(name: &str, action: Action) -> anyhow::Result<ExitCode> {
         }
         Action::Build => {
             let cache = Cache::from_environment()?;
-            components::build(&cache, &components::ALL).await?;
+            components::build(&cache, &components::TESTED).await?;
             say(&cache.programs().display())?;
         }
         Action::Forward { target, .. } => forward::from_standard_input(target).await?,

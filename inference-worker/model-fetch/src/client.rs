@@ -249,6 +249,10 @@ pub(crate) fn broken(url: &Url, error: &reqwest::Error) -> FetchError {
     let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
     let mut cause = None;
     while let Some(error) = source {
+        if let Some(problem) = of_tls(error) {
+            let (at, problem) = (shown(url), problem.clone());
+            return FetchError::Untrusted { at, problem };
+        }
         cause = Some(error.to_string());
         source = error.source();
     }
@@ -270,6 +274,15 @@ pub(crate) fn broken(url: &Url, error: &reqwest::Error) -> FetchError {
         problem,
         attempts: 1,
     }
+}
+
+/// What TLS does not like, of an error that wraps it.
+fn of_tls<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
+    }
+    // What such an error wraps is not its source.
+    of_tls(error.downcast_ref::<std::io::Error>()?.get_ref()?)
 }
 
 /// First byte and whole length of `bytes 5-9/20`; no length where the server writes `*`.

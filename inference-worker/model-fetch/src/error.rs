@@ -32,6 +32,17 @@ pub(crate) enum FetchError {
     /// The client could not be made.
     #[error("cannot make an HTTP client")]
     Client(#[source] reqwest::Error),
+    /// The server's certificate is not trusted, or TLS fails otherwise.
+    #[error(
+        "{at} cannot be trusted: {problem}; give the certificates of its authority as \
+         caConfigMapRef of the source"
+    )]
+    Untrusted {
+        /// The address.
+        at: String,
+        /// What is wrong.
+        problem: rustls::Error,
+    },
     /// 401 or 403.
     #[error(
         "{at} answers {status}: {with}; check the Secret that the source names, and what its \
@@ -212,6 +223,7 @@ impl FetchError {
             Self::BadAddress { .. }
             | Self::HalfCredentials
             | Self::Certificates(_)
+            | Self::Untrusted { .. }
             | Self::NoIdentity
             | Self::NoFolder(_) => FailureCategory::InvalidConfiguration,
             Self::Unauthorized { .. } => FailureCategory::SourceUnauthorized,

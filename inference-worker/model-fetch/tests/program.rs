@@ -211,7 +211,7 @@ fn fetched(args: &FetchArgs, environment: &[(&str, &str)]) {
 
 fn failed(args: &FetchArgs, environment: &[(&str, &str)]) -> FailureReport {
     let (output, report) = fetch(args, environment);
-    let report = report.expect("a report");
+    let report = report.unwrap();
     let code = i32::from(report.category.exit_code());
     assert_eq!(output.status.code(), Some(code), "{report:?}");
     report

@@ -41,7 +41,7 @@ pub struct Fetched {
     pub token: Option<KeyReference>,
     /// A Secret with the credentials of a store.
     pub credentials: Option<String>,
-    /// A ConfigMap's key with certificates.
+    /// A `ConfigMap`'s key with certificates.
     pub certificates: Option<KeyReference>,
     /// Where it is kept.
     pub cache: Option<Cache>,
