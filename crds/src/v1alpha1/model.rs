@@ -88,7 +88,7 @@ pub struct ImageSource {
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
     pub reference: String,
 
-    /// Absolute path of the GGUF file inside the image.
+    /// Absolute path of the GGUF file, or of the folder of a checkpoint, inside the image.
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(
         validation = Rule::new("self.startsWith('/')").message("path is a path inside the image and must start with '/'"),

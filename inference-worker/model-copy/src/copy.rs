@@ -151,7 +151,7 @@ impl CopyError {
     }
 }
 
-/// Copies the file at `from`, or the files of the folder at `from`, into `folder`
+/// Copies the file at `from`, or the folder at `from` with its files, into `folder`
 /// under their own names. What a former start left there is replaced. `stop` is
 /// looked at before each piece.
 pub(crate) fn copy(
@@ -167,6 +167,7 @@ pub(crate) fn copy(
     }
     refuse_hidden(from, folder)?;
     let mut items = plan::items(from)?;
+    let folder = &target_of(from, folder)?;
     if extent == Extent::Heads {
         for item in &mut items {
             item.copied =
@@ -199,6 +200,19 @@ pub(crate) fn copy(
     }
     meter.tell();
     Ok(())
+}
+
+/// Where the files go: a folder keeps its name, as a file does, so that whoever opens the
+/// copy needs not know which of the two it is.
+fn target_of(from: &Path, folder: &Path) -> Result<PathBuf, CopyError> {
+    let Some(name) = from.file_name().filter(|_| from.is_dir()) else {
+        return Ok(folder.to_owned());
+    };
+    let path = folder.join(name);
+    match fs::create_dir_all(&path) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(CopyError::Write { path, source }),
+    }
 }
 
 /// Also keeps the removal of old copies away from the model itself.
@@ -350,7 +364,7 @@ mod tests {
         let stop = AtomicBool::new(true);
         let error = copy(&image, &volume, Extent::Whole, &stop).unwrap_err();
         assert!(matches!(error, CopyError::Stopped), "{error}");
-        assert_eq!(fs::read_dir(&volume).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(volume.join("image")).unwrap().count(), 0);
     }
 
     #[test]

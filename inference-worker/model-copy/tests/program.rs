@@ -58,7 +58,11 @@ impl Pod {
     }
 
     fn volume_names(&self) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(self.volume(""))
+        self.names_in("")
+    }
+
+    fn names_in(&self, folder: &str) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.volume(folder))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
@@ -107,7 +111,7 @@ fn a_second_start_replaces_what_the_first_left() {
 }
 
 #[test]
-fn a_folder_gives_its_files() {
+fn a_folder_keeps_its_name_and_its_files() {
     let pod = Pod::new();
     fs::create_dir(pod.image("models")).unwrap();
     fs::write(pod.image("models/a.gguf"), "aaa").unwrap();
@@ -115,7 +119,8 @@ fn a_folder_gives_its_files() {
     fs::create_dir(pod.image("models/sub")).unwrap();
     let output = pod.copy(&pod.image("models"));
     assert!(output.status.success(), "{}", words(&output));
-    assert_eq!(pod.volume_names(), ["a.gguf", "b.json"]);
+    assert_eq!(pod.volume_names(), ["models"]);
+    assert_eq!(pod.names_in("models"), ["a.gguf", "b.json"]);
 }
 
 #[test]
@@ -266,13 +271,14 @@ fn heads_are_sparse_files_of_the_whole_length() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", words(&output));
-    assert_eq!(pod.volume_names(), ["config.json", "m.safetensors"]);
-    assert_eq!(fs::read_to_string(pod.volume("config.json")).unwrap(), "{}");
-    let copy = fs::metadata(pod.volume("m.safetensors")).unwrap();
+    assert_eq!(pod.names_in("image"), ["config.json", "m.safetensors"]);
+    let config = fs::read_to_string(pod.volume("image/config.json")).unwrap();
+    assert_eq!(config, "{}");
+    let copy = fs::metadata(pod.volume("image/m.safetensors")).unwrap();
     assert_eq!(copy.len(), whole);
     assert!(copy.blocks() * 512 < 1 << 20, "{} blocks", copy.blocks());
     let mut read = vec![0; start.len()];
-    let mut file = fs::File::open(pod.volume("m.safetensors")).unwrap();
+    let mut file = fs::File::open(pod.volume("image/m.safetensors")).unwrap();
     std::io::Read::read_exact(&mut file, &mut read).unwrap();
     assert_eq!(read, start);
 }

@@ -191,6 +191,7 @@ fn belongs(path: &str) -> bool {
         "json" => folder.is_empty() || !folder.contains('/') && name == "config.json",
         "safetensors" => folder.is_empty() && !name.starts_with("consolidated"),
         "jinja" | "txt" => folder.is_empty(),
+        "model" => path == "tokenizer.model",
         _ => false,
     }
 }
@@ -407,12 +408,14 @@ mod tests {
             "tokenizer.json",
             "1_Pooling/config.json",
             "vocab.txt",
+            "tokenizer.model",
         ] {
             assert!(belongs(name), "{name}");
         }
         for name in [
             "original/consolidated.00.pth",
             "original/params.json",
+            "original/tokenizer.model",
             "consolidated.safetensors",
             "pytorch_model.bin",
             "README.md",

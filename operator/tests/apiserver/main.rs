@@ -3,7 +3,8 @@
 
 #![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
 
-#[path = "support/control_plane.rs"]
+mod admission;
+#[path = "../support/control_plane.rs"]
 mod control_plane;
 
 use std::collections::BTreeMap;
@@ -225,8 +226,10 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
     let cluster = control_plane(&programs).await?;
     let place = Place::new(&cluster.client);
     install_crd(&cluster.client).await?;
-    bad_specs_are_refused(&place).await?;
-    defaults_are_filled_in(&place).await?;
+    admission::bad_specs_are_refused(&place).await?;
+    admission::bad_sources_are_refused(&place).await?;
+    admission::defaults_are_filled_in(&place).await?;
+    admission::samples_are_accepted(&place).await?;
     an_unreadable_object_is_reported_on(&place).await?;
     nothing_runs_that_does_not_fit(&place).await?;
     a_group_lives_and_dies(&place).await?;
@@ -243,128 +246,6 @@ async fn install_crd(client: &Client) -> anyhow::Result<()> {
     crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
     let established = await_condition(crds, &name, conditions::is_crd_established());
     tokio::time::timeout(WITHIN, established).await??;
-    Ok(())
-}
-
-#[expect(clippy::too_many_lines, reason = "a table of cases")]
-async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
-    let both = json!({"claimName": "c", "path": "m.gguf"});
-    let cases = [
-        (
-            "/model/source/pvc",
-            both,
-            "exactly one of pvc, image, http, s3 and huggingFace",
-        ),
-        (
-            "/model/source/image",
-            Value::Null,
-            "exactly one of pvc, image, http, s3 and huggingFace",
-        ),
-        (
-            "/model/source/image/path",
-            json!("m.gguf"),
-            "must start with '/'",
-        ),
-        (
-            "/model/source/image/path",
-            json!("/a/../m.gguf"),
-            "'.' or '..' parts",
-        ),
-        (
-            "/model/source/image/pullPolicy",
-            json!("Sometimes"),
-            "pullPolicy",
-        ),
-        ("/model/servedName", json!("a b"), "servedName"),
-        (
-            "/parallelism",
-            json!({"tensor": 3, "nodes": 2}),
-            "multiple of nodes",
-        ),
-        (
-            "/parallelism",
-            json!({"tensor": 3, "pipeline": 3, "nodes": 2}),
-            "multiple of nodes",
-        ),
-        (
-            "/parallelism",
-            json!({"tensor": 64, "pipeline": 5}),
-            "at most 256",
-        ),
-        ("/parallelism", json!({"tensor": 65}), "tensor"),
-        ("/parallelism", json!({"pipeline": 0}), "pipeline"),
-        ("/replicas", json!(257), "replicas"),
-        ("/resources/memory", json!("0"), "at least 32Mi"),
-        ("/resources/memory", json!("512m"), "at least 32Mi"),
-        ("/resources/memory", json!("-1Gi"), "memory"),
-        ("/resources/cpu", json!(0), "more than 0"),
-        ("/resources/accelerator", Value::Null, "accelerator"),
-        (
-            "/resources/gpu",
-            json!({}),
-            "gpu is only for accelerator Gpu",
-        ),
-        ("/context", json!({"maxTokens": 0}), "maxTokens"),
-        (
-            "/context",
-            json!({"minConcurrentSequences": 0}),
-            "minConcurrentSequences",
-        ),
-        ("/planPolicy", json!("Ask"), "planPolicy"),
-        (
-            "/resources",
-            json!({"accelerator": "Gpu", "gpu": {"memory": "80"}, "cpu": 1, "memory": "1Gi"}),
-            "at least 1Gi",
-        ),
-    ];
-    for (field, value, words) in cases {
-        let mut bad = spec();
-        let (parent, last) = field.rsplit_once('/').expect("a pointer");
-        let parent = bad.pointer_mut(parent).expect("the parent exists");
-        match value {
-            Value::Null => parent.as_object_mut().expect("a map").remove(last),
-            value => parent
-                .as_object_mut()
-                .expect("a map")
-                .insert(last.to_owned(), value),
-        };
-        let error = place.create(object("bad", &bad)).await.err();
-        let error = error
-            .with_context(|| format!("{field} was accepted"))?
-            .to_string();
-        ensure!(error.contains(words), "{field}: {error}");
-    }
-    for name in ["a.b", "1a", &"a".repeat(41)] {
-        let error = place.create(object(name, &spec())).await.err();
-        let error = error
-            .with_context(|| format!("{name} was accepted"))?
-            .to_string();
-        ensure!(error.contains("metadata.name must"), "{name}: {error}");
-    }
-    Ok(())
-}
-
-async fn defaults_are_filled_in(place: &Place) -> anyhow::Result<()> {
-    let mut small = spec();
-    small["resources"]["accelerator"] = json!("Gpu");
-    small["resources"]["gpu"] = json!({});
-    small["resources"]["cpu"] = json!(2);
-    let created = place.create(object("defaults", &small)).await?;
-    let spec = created.spec;
-    let parallelism = spec.parallelism;
-    assert_eq!(
-        (parallelism.tensor, parallelism.pipeline, parallelism.nodes),
-        (1, 1, 1)
-    );
-    assert_eq!((spec.replicas, spec.suspend), (1, false));
-    assert_eq!(
-        spec.resources.gpu.expect("set").resource_name,
-        "nvidia.com/gpu"
-    );
-    place
-        .api::<LlamaDeployment>()
-        .delete("defaults", &DeleteParams::default())
-        .await?;
     Ok(())
 }
 
