@@ -1,6 +1,8 @@
 //! What is made from each sample, as committed YAML: the pod that inspects the model, and
 //! the pods of the first group once it fits.
 
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
 mod support;
 
 use std::path::Path;
