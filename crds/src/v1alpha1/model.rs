@@ -253,7 +253,7 @@ fn hub() -> String {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NameReference {
-    /// Its name.
+    /// The name of the object.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
@@ -266,7 +266,7 @@ pub struct KeyReference {
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 
-    /// The key.
+    /// The key in it.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._A-Za-z0-9]+$"))]
     pub key: String,
 }
