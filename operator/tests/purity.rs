@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 19] = [
+const PURE: [&str; 21] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/validate.rs",
@@ -20,6 +20,8 @@ const PURE: [&str; 19] = [
     "src/reconcile/fit.rs",
     "src/reconcile/fit_words.rs",
     "src/reconcile/measured.rs",
+    "src/reconcile/progress.rs",
+    "src/reconcile/source.rs",
     "src/reconcile/status.rs",
     "src/reconcile/notices.rs",
     "src/reconcile/plan",

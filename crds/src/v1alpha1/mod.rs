@@ -36,7 +36,7 @@ pub use spec::{
     Resources, Topology,
 };
 pub use status::{
-    ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupStatus,
-    LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, Reason, RolloutFailure,
+    ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupProgress,
+    GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, Reason, RolloutFailure,
     RolloutStatus, SelfTestRecord,
 };

@@ -135,6 +135,11 @@ pub struct GroupStatus {
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
 
+    /// How far the pod is that the group waits for, while it fetches the model or loads
+    /// weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<GroupProgress>,
+
     /// Nodes that run the group's pods, in order of the pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 253)))]
@@ -159,6 +164,25 @@ pub struct GroupStatus {
     /// Why and since when the group ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainStatus>,
+}
+
+/// How far a pod is.
+#[derive(KubeSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GroupProgress {
+    /// Share of the bytes that are there, in percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: i32,
+
+    /// Bytes that came in a second, on average since it began.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub bytes_per_second: i64,
+
+    /// Seconds until all are there at that rate, where one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub seconds_left: Option<i64>,
 }
 
 /// A failure, as far as later decisions need it.
@@ -260,7 +284,7 @@ pub struct RolloutFailure {
 pub struct GroupFailure {
     /// The rank that failed first, when one did.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 63))]
+    #[schemars(range(min = 0, max = 255))]
     pub rank: Option<i32>,
 
     /// The node that ran it.

@@ -151,6 +151,9 @@ pub struct FetchArgs {
     /// of them together below so many bytes.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     pub cache_bytes: Option<u64>,
+    /// Port on which the state is told while the model is fetched; none when absent.
+    #[arg(long, value_name = "PORT")]
+    pub state_port: Option<u16>,
 }
 
 fn parse_source(text: &str) -> Result<FetchSource, String> {
@@ -171,6 +174,9 @@ impl FetchArgs {
         }
         if let Some(bytes) = self.cache_bytes {
             args.push(format!("--cache-bytes={bytes}"));
+        }
+        if let Some(port) = self.state_port {
+            args.push(format!("--state-port={port}"));
         }
         args
     }
@@ -232,12 +238,14 @@ mod tests {
             to in "/[a-z0-9./_-]{1,40}",
             heads in any::<bool>(),
             cache_bytes in proptest::option::of(1_u64..),
+            state_port in proptest::option::of(any::<u16>()),
         ) {
             let fetch = FetchArgs {
                 source,
                 to: to.into(),
                 heads,
                 cache_bytes: cache_bytes.filter(|_| !heads),
+                state_port,
             };
             let argv = std::iter::once("fetch".to_owned()).chain(fetch.to_args());
             prop_assert_eq!(Cli::try_parse_from(argv).expect("parses").fetch, fetch);

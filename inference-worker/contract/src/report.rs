@@ -197,6 +197,8 @@ impl FailureReport {
 /// What a worker pod is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerPhase {
+    /// The model is being fetched, before the worker starts.
+    Fetching,
     /// Reading flags and the model's header.
     #[default]
     Starting,
@@ -219,6 +221,7 @@ impl WorkerPhase {
     /// The CamelCase name used in status.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Fetching => "Fetching",
             Self::Starting => "Starting",
             Self::Rendezvous => "Rendezvous",
             Self::LoadingWeights => "LoadingWeights",
@@ -244,18 +247,18 @@ pub enum RankPhase {
     Failed,
 }
 
-/// How far the weights are loaded, over the ranks of one pod.
+/// How far the model is fetched, or the weights are loaded over the ranks of one pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadProgress {
-    /// Bytes read so far.
+    /// Bytes that are there.
     pub bytes_done: u64,
-    /// Bytes to read.
+    /// Bytes that there will be; 0 as long as that is not known.
     pub bytes_total: u64,
-    /// Bytes read in a second, on average since loading began.
+    /// Bytes that came in a second, on average since it began.
     #[serde(default)]
     pub bytes_per_second: u64,
-    /// Seconds until all are read at that rate, once it is known.
+    /// Seconds until all are there at that rate, once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<u64>,
 }
@@ -321,7 +324,7 @@ pub struct StateReport {
     pub node_index: u32,
     /// What the pod is doing.
     pub phase: WorkerPhase,
-    /// How far the weights are loaded.
+    /// How far the model is fetched or loaded.
     pub load: LoadProgress,
     /// The pod's ranks, in order.
     pub ranks: Vec<RankReport>,

@@ -14,6 +14,7 @@ use llama_contract::{CACHE_LOCK, CACHE_MODEL_FOLDER};
 use llama_model_copy::progress;
 
 use crate::error::FetchError;
+use crate::state::Progress;
 
 /// File of an entry that says how many bytes it has; there once the entry is whole.
 const WHOLE: &str = "whole";
@@ -62,7 +63,12 @@ impl Cache {
     }
 
     /// Waits until the entry `identity` is whole, or may be filled.
-    pub(crate) async fn find(&self, identity: &str) -> Result<Found, FetchError> {
+    /// `progress` is told what another pod brings meanwhile.
+    pub(crate) async fn find(
+        &self,
+        identity: &str,
+        progress: &Progress,
+    ) -> Result<Found, FetchError> {
         let entry = self.folder.join(identity);
         fs::create_dir_all(&entry).map_err(FetchError::file("make", &entry))?;
         let path = entry.join(CACHE_LOCK);
@@ -91,6 +97,10 @@ impl Cache {
                 Duration::ZERO
             };
             seen = there;
+            progress.watch(there);
+            if let Some(bytes) = read_bytes(&entry.join(FILLING)) {
+                progress.expect(bytes);
+            }
             if quiet >= STUCK {
                 let seconds = STUCK.as_secs();
                 return Err(FetchError::Stuck {
@@ -99,8 +109,8 @@ impl Cache {
                 });
             }
             if since_told >= TELL {
-                let there = progress::size(there);
-                eprintln!("llama-model-fetch: another pod fetches the model; {there} are there");
+                eprintln!("{}: another pod fetches the model", crate::PROGRAM);
+                progress.tell();
                 since_told = Duration::ZERO;
             }
             since_told += LOOK;
@@ -161,13 +171,9 @@ impl Cache {
             if path == own {
                 continue;
             }
-            let told = [WHOLE, FILLING].into_iter().find_map(|name| {
-                fs::read_to_string(path.join(name))
-                    .ok()?
-                    .trim()
-                    .parse()
-                    .ok()
-            });
+            let told = [WHOLE, FILLING]
+                .into_iter()
+                .find_map(|name| read_bytes(&path.join(name)));
             all.push(Entry {
                 bytes: told.unwrap_or_else(|| bytes_below(&path.join(CACHE_MODEL_FOLDER))),
                 used: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
@@ -240,6 +246,11 @@ impl Entry {
     }
 }
 
+/// The number of bytes that the file at `path` tells, if it is there.
+fn read_bytes(path: &Path) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
 fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -286,7 +297,7 @@ mod tests {
     use super::*;
 
     async fn fill(cache: &Cache, identity: &str, bytes: usize) -> Result<(), FetchError> {
-        let Found::Mine(claimed) = cache.find(identity).await? else {
+        let Found::Mine(claimed) = cache.find(identity, &Progress::new()).await? else {
             return Ok(());
         };
         cache.make_room(&claimed, bytes as u64).await?;
@@ -341,7 +352,7 @@ mod tests {
     async fn a_fetch_that_was_given_up_is_continued_and_counts() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::new(folder.path(), 100);
-        let Found::Mine(claimed) = cache.find("a").await.unwrap() else {
+        let Found::Mine(claimed) = cache.find("a", &Progress::new()).await.unwrap() else {
             panic!("nobody has it")
         };
         cache.make_room(&claimed, 60).await.unwrap();
@@ -353,7 +364,7 @@ mod tests {
             "{error}"
         );
         drop(claimed);
-        let Found::Mine(again) = cache.find("a").await.unwrap() else {
+        let Found::Mine(again) = cache.find("a", &Progress::new()).await.unwrap() else {
             panic!("it is not whole")
         };
         let part = again.folder().unwrap().join(".m.gguf.part");
@@ -367,12 +378,12 @@ mod tests {
     async fn one_fills_and_the_others_wait() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::new(folder.path(), 100);
-        let Found::Mine(claimed) = cache.find("a").await.unwrap() else {
+        let Found::Mine(claimed) = cache.find("a", &Progress::new()).await.unwrap() else {
             panic!("nobody has it")
         };
         cache.make_room(&claimed, 10).await.unwrap();
         let other = Cache::new(folder.path(), 100);
-        let waits = tokio::spawn(async move { other.find("a").await });
+        let waits = tokio::spawn(async move { other.find("a", &Progress::new()).await });
         tokio::time::sleep(LOOK * 2).await;
         assert!(!waits.is_finished());
         fs::write(claimed.folder().unwrap().join("m.gguf"), "x").unwrap();

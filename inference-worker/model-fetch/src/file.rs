@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use llama_contract::hex;
@@ -15,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::client::{Web, broken, shown};
 use crate::error::FetchError;
 use crate::listing::{self, Digest, Item, Store};
+use crate::state::Progress;
 
 /// Attempts in a row that bring nothing until a file is given up.
 pub(crate) const ATTEMPTS: u32 = 5;
@@ -75,8 +75,7 @@ pub(crate) struct Fetching {
     pub(crate) bytes: u64,
     pub(crate) web: Web,
     pub(crate) store: Option<Arc<Store>>,
-    /// Counts what is there.
-    pub(crate) done: Arc<AtomicU64>,
+    pub(crate) progress: Arc<Progress>,
 }
 
 /// Where the bytes of `target` stand until they are all there.
@@ -108,7 +107,7 @@ impl Fetching {
         file.set_len(from).map_err(unwritable())?;
         let mut sum = Sum::new(&self.item.digest, self.bytes);
         read_through(&mut file, &mut sum).map_err(FetchError::file("read", part))?;
-        self.done.fetch_add(from, Ordering::Relaxed);
+        self.progress.has(from);
 
         let (mut have, mut idle) = (from, 0);
         while have < self.bytes {
@@ -131,7 +130,7 @@ impl Fetching {
         self.check(sum).inspect_err(|_| {
             // So that the next start does not continue what is wrong.
             let _ = fs::remove_file(part);
-            self.done.fetch_sub(have, Ordering::Relaxed);
+            self.progress.lost(have);
         })
     }
 
@@ -152,7 +151,7 @@ impl Fetching {
         }
         if part.start < *have {
             // The server knows no parts: all over again.
-            self.done.fetch_sub(*have, Ordering::Relaxed);
+            self.progress.lost(*have);
             *have = 0;
             *sum = Sum::new(&self.item.digest, self.bytes);
             file.set_len(0).map_err(FetchError::file("write", path))?;
@@ -167,7 +166,7 @@ impl Fetching {
                 .map_err(FetchError::file("write", path))?;
             sum.add(&piece);
             *have += count;
-            self.done.fetch_add(count, Ordering::Relaxed);
+            self.progress.add(count);
         }
         if *have < self.bytes {
             return Err(FetchError::Unreachable {
@@ -208,7 +207,7 @@ impl Fetching {
         };
         let wanted = head::from_start(name, self.bytes, &start);
         let bytes = self.first(wanted).await?;
-        self.done.fetch_add(wanted, Ordering::Relaxed);
+        self.progress.add(wanted);
         let write = |path: &Path| -> io::Result<()> {
             let mut file = File::create(path)?;
             file.write_all(&bytes)?;

@@ -7,9 +7,11 @@ mod error;
 mod file;
 mod listing;
 mod model;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use llama_contract::{FETCH_CA_ENV, FETCH_TOKEN_ENV, FailureCategory, FetchArgs, TERMINATION_LOG};
@@ -21,6 +23,7 @@ use crate::client::Web;
 use crate::error::FetchError;
 use crate::listing::Store;
 use crate::model::Model;
+use crate::state::Progress;
 
 const PROGRAM: &str = "llama-model-fetch";
 /// Exit code of a program that SIGTERM ended, as a shell counts it.
@@ -84,18 +87,23 @@ async fn fetch(args: &FetchArgs) -> Result<(), FetchError> {
     if !args.to.is_dir() {
         return Err(FetchError::NoFolder(args.to.clone()));
     }
+    let progress = Arc::new(Progress::new());
+    if let Some(port) = args.state_port {
+        tokio::spawn(state::serve(port, Arc::clone(&progress)));
+    }
     let Some(budget) = args.cache_bytes else {
-        return find(args).await?.fetch(&args.to, args.heads).await;
+        let model = find(args).await?;
+        return model.fetch(&args.to, args.heads, &progress).await;
     };
     let cache = Cache::new(&args.to, budget);
     let identity = args.source.identity().ok_or(FetchError::NoIdentity)?;
-    let Found::Mine(claimed) = cache.find(&identity).await? else {
+    let Found::Mine(claimed) = cache.find(&identity, &progress).await? else {
         eprintln!("{PROGRAM}: the cache has the model");
         return Ok(());
     };
     let model = find(args).await?;
     cache.make_room(&claimed, model.bytes()).await?;
-    model.fetch(&claimed.folder()?, false).await?;
+    model.fetch(&claimed.folder()?, false, &progress).await?;
     claimed.complete(model.bytes())
 }
 

@@ -3,22 +3,19 @@
 use std::fs;
 use std::path::{Component, Path};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use llama_contract::FetchSource;
-use llama_model_copy::{progress, space};
+use llama_model_copy::space;
 
 use crate::client::{Web, shown};
 use crate::error::FetchError;
 use crate::file::{self, Fetching};
 use crate::listing::{self, Item, Store};
+use crate::state::Progress;
 
 /// Files that are fetched at a time.
 pub(crate) const PARALLEL: usize = 4;
-/// Time between two lines of progress.
-const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// A model that can be fetched: its files, each with its length.
 pub(crate) struct Model {
@@ -59,9 +56,16 @@ impl Model {
     }
 
     /// Brings every file into `folder`.
-    pub(crate) async fn fetch(&self, folder: &Path, heads: bool) -> Result<(), FetchError> {
+    pub(crate) async fn fetch(
+        &self,
+        folder: &Path,
+        heads: bool,
+        progress: &Arc<Progress>,
+    ) -> Result<(), FetchError> {
         self.prepare(folder, heads)?;
-        let done = Arc::new(AtomicU64::new(0));
+        if !heads {
+            progress.expect(self.bytes());
+        }
         let fetched = stream::iter(&self.files)
             .map(|(item, bytes)| {
                 let target = folder.join(&item.name);
@@ -70,7 +74,7 @@ impl Model {
                     bytes: *bytes,
                     web: self.web.clone(),
                     store: self.store.clone(),
-                    done: Arc::clone(&done),
+                    progress: Arc::clone(progress),
                 };
                 // A task each, since sums and writes take a thread's time.
                 let task = tokio::spawn(async move {
@@ -84,10 +88,9 @@ impl Model {
             })
             .buffer_unordered(PARALLEL)
             .try_collect::<Vec<()>>();
-        let total = (!heads).then(|| self.bytes());
         tokio::select! {
-            result = fetched => result.map(|_| tell(&done, total, Instant::now()))?,
-            () = tell_for_ever(&done, total) => {}
+            result = fetched => result.map(|_| progress.tell())?,
+            () = progress.tell_for_ever() => {}
         }
         Ok(())
     }
@@ -141,20 +144,6 @@ async fn length(item: &Item, store: Option<&Store>, web: &Web) -> Result<u64, Fe
         })
     })
     .await
-}
-
-async fn tell_for_ever(done: &AtomicU64, total: Option<u64>) {
-    let start = Instant::now();
-    loop {
-        tokio::time::sleep(PROGRESS_EVERY).await;
-        tell(done, total, start);
-    }
-}
-
-fn tell(done: &AtomicU64, total: Option<u64>, start: Instant) {
-    let done = done.load(Ordering::Relaxed);
-    let line = progress::line(done, total.unwrap_or(done), start.elapsed());
-    eprintln!("llama-model-fetch: {line}");
 }
 
 #[cfg(test)]

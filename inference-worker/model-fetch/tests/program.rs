@@ -185,6 +185,7 @@ fn args(source: FetchSource, to: &Path) -> FetchArgs {
         to: to.to_owned(),
         heads: false,
         cache_bytes: None,
+        state_port: None,
     }
 }
 

@@ -101,6 +101,7 @@ impl Store {
             to: to.to_owned(),
             heads: false,
             cache_bytes: None,
+            state_port: None,
         };
         Command::new(env!("CARGO_BIN_EXE_llama-model-fetch"))
             .args(args.to_args())

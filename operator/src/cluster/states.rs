@@ -1,4 +1,4 @@
-//! What the first pods of groups say of themselves.
+//! What pods say of themselves.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use llama_contract::{INTERNAL_PORT, STATE_PATH, StateReport};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::reconcile::observe::LeaderState;
+use crate::reconcile::observe::PodState;
 
 /// Longest wait for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -39,7 +39,7 @@ pub struct States {
 #[derive(Debug)]
 struct Told {
     /// The last answer, and when it came.
-    state: Option<(LeaderState, Instant)>,
+    state: Option<(PodState, Instant)>,
     /// Questions in a row without an answer.
     failures: u32,
     asked: Instant,
@@ -61,15 +61,17 @@ pub struct Question {
     pub uid: String,
     /// Its address.
     pub address: IpAddr,
+    /// Whether it may not be able to answer yet, so that silence is not held against it.
+    pub is_early: bool,
 }
 
 impl States {
     /// What the pod `uid` said last, if that is not long ago.
-    pub fn get(&self, uid: &str) -> Option<LeaderState> {
+    pub fn get(&self, uid: &str) -> Option<PodState> {
         let told = self.lock();
         let (state, at) = told.get(uid)?.state.as_ref()?;
         let age = at.elapsed();
-        (age < FRESH_FOR).then(|| LeaderState {
+        (age < FRESH_FOR).then(|| PodState {
             age,
             ..state.clone()
         })
@@ -98,7 +100,9 @@ impl States {
         entry.asked = now;
         match answer {
             Ok(Ok(report)) => {
-                let state = LeaderState {
+                let state = PodState {
+                    phase: report.phase,
+                    progress: report.load,
                     load: report.running.saturating_add(report.waiting),
                     answer: report.self_test.map(|test| test.answer),
                     age: Duration::ZERO,
@@ -108,9 +112,9 @@ impl States {
             }
             Ok(Err(error)) => {
                 tracing::debug!(uid = question.uid, error, "a worker did not tell its state");
-                entry.failures += 1;
+                entry.failures += u32::from(!question.is_early);
             }
-            Err(_) => entry.failures += 1,
+            Err(_) => entry.failures += u32::from(!question.is_early),
         }
     }
 

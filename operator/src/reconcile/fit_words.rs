@@ -185,7 +185,7 @@ fn told(alternative: &PlanAlternative) -> String {
 }
 
 /// Bytes for people.
-fn size(bytes: i64) -> String {
+pub(super) fn size(bytes: i64) -> String {
     let bytes = u64::try_from(bytes).unwrap_or(0);
     if bytes >= 1 << 30 {
         format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))

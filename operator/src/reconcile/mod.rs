@@ -17,6 +17,7 @@ pub mod placement;
 pub mod plan;
 pub mod pods;
 pub mod policy;
+pub mod progress;
 pub mod quantity;
 pub mod rollout;
 pub mod source;
@@ -44,6 +45,7 @@ use crate::events::{self, Notice};
 use crate::labels::{self, FIELD_MANAGER};
 
 use self::observe::Observed;
+use self::pods::PodView;
 
 /// A round without an event, in case one was missed.
 const SAFETY_ROUND: Duration = Duration::from_mins(10);
@@ -234,6 +236,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     if ask_later(&unanswered, &observed, context) {
         next = next.min(ANSWER_PAUSE);
     }
+    ask_how_far(&plan, &observed, context);
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
 }
 
@@ -252,7 +255,7 @@ fn is_paused(object: &LlamaDeployment) -> bool {
 
 /// Asks the first pods of groups how busy they are.
 async fn ask_leaders(observed: &Observed, context: &Context) {
-    let questions: Vec<_> = questions(observed, |_| true).collect();
+    let questions: Vec<_> = questions(observed, serves).collect();
     let asked = questions
         .iter()
         .map(|question| context.cluster.states.ask(question));
@@ -262,7 +265,9 @@ async fn ask_leaders(observed: &Observed, context: &Context) {
 /// Asks the pods with these UIDs beside the rounds; whether there is one to ask.
 fn ask_later(uids: &[String], observed: &Observed, context: &Arc<Context>) -> bool {
     let states = &context.cluster.states;
-    let worth_it = |uid: &str| uids.iter().any(|known| known == uid) && !states.is_silent(uid);
+    let worth_it = |pod: &PodView<'_>| {
+        serves(pod) && uids.iter().any(|known| known == pod.uid) && !states.is_silent(pod.uid)
+    };
     let questions: Vec<_> = questions(observed, worth_it).collect();
     let any = !questions.is_empty();
     for question in questions {
@@ -272,17 +277,36 @@ fn ask_later(uids: &[String], observed: &Observed, context: &Arc<Context>) -> bo
     any
 }
 
+/// Asks the pods that others wait for how far they are, beside the rounds.
+fn ask_how_far(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>) {
+    let asked = |pod: &PodView<'_>| {
+        let mut groups = plan.groups.iter();
+        groups.any(|group| group.waits_for.as_deref() == Some(pod.uid))
+    };
+    for mut question in questions(observed, asked) {
+        question.is_early = true;
+        let context = Arc::clone(context);
+        tokio::spawn(async move { context.cluster.states.ask(&question).await });
+    }
+}
+
+/// Whether the worker of a first pod runs.
+fn serves(pod: &PodView<'_>) -> bool {
+    pod.node == 0 && pod.phase() == "Running"
+}
+
 fn questions(
     observed: &Observed,
-    about: impl Fn(&str) -> bool,
+    about: impl Fn(&PodView<'_>) -> bool,
 ) -> impl Iterator<Item = states::Question> {
     observed.pods.iter().filter_map(move |pod| {
-        let view = pods::PodView::read(pod)?;
-        let answers = view.node == 0 && view.phase() == "Running" && about(view.uid);
+        let view = PodView::read(pod)?;
+        let answers = about(&view);
         let address = pod.status.pod_ip.as_deref()?.parse().ok()?;
         answers.then(|| states::Question {
             uid: view.uid.to_owned(),
             address,
+            is_early: false,
         })
     })
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client};
+use llama_contract::{LoadProgress, WorkerPhase};
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::pods::PodView;
@@ -27,9 +28,13 @@ pub enum Claim {
     Found(Box<PersistentVolumeClaim>),
 }
 
-/// What the first pod of a group said last.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaderState {
+/// What a pod said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodState {
+    /// What it is doing.
+    pub phase: WorkerPhase,
+    /// How far the model is fetched or loaded.
+    pub progress: LoadProgress,
     /// Requests that it works on or that wait.
     pub load: u32,
     /// Digest of its golden answer, once it has given one.
@@ -51,8 +56,8 @@ pub struct Observed {
     pub revisions: Vec<Arc<StoredRevision>>,
     /// The claim that holds the model.
     pub claim: Claim,
-    /// What first pods said, by their UID.
-    pub states: BTreeMap<String, LeaderState>,
+    /// What pods said, by their UID: first pods, and those that others wait for.
+    pub states: BTreeMap<String, PodState>,
     /// Whether the operator may see what nodes have free.
     pub sees_nodes: bool,
     /// Nodes that take no new pods.
@@ -113,8 +118,8 @@ pub async fn observe(
     })
 }
 
-/// What the first pods among `pods` said last.
-pub fn states(context: &Context, pods: &[Arc<WorkerPod>]) -> BTreeMap<String, LeaderState> {
+/// What `pods` said last.
+pub fn states(context: &Context, pods: &[Arc<WorkerPod>]) -> BTreeMap<String, PodState> {
     pods.iter()
         .filter_map(|pod| {
             let uid = pod.metadata.uid.clone()?;

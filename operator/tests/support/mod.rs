@@ -22,7 +22,7 @@ use llama_crds::v1alpha1::{
 };
 use llama_operator::cluster::capacity::{Amounts, NodeRoom};
 use llama_operator::reconcile::apply::Applied;
-use llama_operator::reconcile::observe::{Claim, LeaderState, Observed};
+use llama_operator::reconcile::observe::{Claim, Observed, PodState};
 use llama_operator::reconcile::plan::{
     self, INSPECT_CONTAINER, Plan, WORKER_CONTAINER, WorkerSettings,
 };
@@ -228,9 +228,15 @@ impl Cluster {
         let uid = self.pod_mut(name).metadata.uid.clone().expect("a UID");
         let age = std::time::Duration::from_secs(age);
         let answer = self.answer.clone();
-        self.observed
-            .states
-            .insert(uid, LeaderState { load, answer, age });
+        self.observed.states.insert(
+            uid,
+            PodState {
+                load,
+                answer,
+                age,
+                ..PodState::default()
+            },
+        );
     }
 
     /// Nodes with so many free CPUs each, and as much memory as there may be.

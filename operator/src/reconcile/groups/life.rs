@@ -15,7 +15,12 @@ use crate::labels;
 use crate::reconcile::failure::{self, Cause};
 use crate::reconcile::placement::HOSTNAME;
 use crate::reconcile::pods::PodView;
+use crate::reconcile::progress;
 
+/// A pod that is younger is not asked how far it is: most are ready by then.
+const QUICK_START: Duration = Duration::from_secs(5);
+/// Time between two questions how far a pod is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Time between two tries to find room for a group.
 const ROOM_EVERY: Duration = Duration::from_secs(2);
 
@@ -297,15 +302,18 @@ impl Group<'_> {
             return plan.in_phase(GroupPhase::Scheduling, message);
         }
         if let Some(pod) = mine.iter().find(|pod| pod.phase() != "Running") {
-            let node = pod.node_name().unwrap_or("(none)");
-            let message = format!(
-                "pod {} is fetching images and the model on node {node}",
-                pod.name
-            );
-            return plan.in_phase(GroupPhase::Fetching, message);
+            return self.start_up(plan, pod, GroupPhase::Fetching);
         }
         if let Some(pod) = mine.iter().find(|pod| pod.ready_since().is_none()) {
-            return loading(plan, pod);
+            if matches!(plan.status.phase, GroupPhase::Ready | GroupPhase::Unready) {
+                let node = pod.node_name().unwrap_or("(none)");
+                let message = format!(
+                    "pod {} on node {node} served and answers no longer",
+                    pod.name
+                );
+                return plan.in_phase(GroupPhase::Unready, message);
+            }
+            return self.start_up(plan, pod, GroupPhase::LoadingWeights);
         }
         self.note_stability(&mut plan, mine);
         if let Some(pod) = mine.iter().find(|pod| pod.node == 0 && !pod.is_hooked()) {
@@ -314,6 +322,23 @@ impl Group<'_> {
         }
         let name = self.name();
         plan.in_phase(GroupPhase::Ready, format!("group {name} serves"))
+    }
+
+    /// The group waits for `pod`, which is asked how far it is once it takes some time.
+    fn start_up(&self, mut plan: GroupPlan, pod: &PodView<'_>, phase: GroupPhase) -> GroupPlan {
+        let created = pod.pod.metadata.creation_timestamp.as_ref();
+        let age = created.map_or(Duration::MAX, |time| self.since(time));
+        if age < QUICK_START {
+            plan.wake_after = Some(QUICK_START.saturating_sub(age));
+        } else {
+            plan.wake_after = Some(PROGRESS_EVERY);
+            plan.waits_for = Some(pod.uid.to_owned());
+        }
+        let told = self.situation.observed.states.get(pod.uid);
+        let message = progress::sentence(pod, phase, told);
+        let mut plan = plan.in_phase(phase, message);
+        plan.status.progress = told.and_then(progress::status);
+        plan
     }
 
     /// The scheduler does not look at the pods before there are nodes for all of them.
@@ -394,18 +419,4 @@ fn begin_again(status: &mut GroupStatus) {
     status.epoch += 1;
     status.restarts = 0;
     status.recent_failures.clear();
-}
-
-fn loading(plan: GroupPlan, pod: &PodView<'_>) -> GroupPlan {
-    let node = pod.node_name().unwrap_or("(none)");
-    let served = matches!(plan.status.phase, GroupPhase::Ready | GroupPhase::Unready);
-    if served {
-        let message = format!(
-            "pod {} on node {node} served and answers no longer",
-            pod.name
-        );
-        return plan.in_phase(GroupPhase::Unready, message);
-    }
-    let message = format!("pod {} on node {node} is loading weights", pod.name);
-    plan.in_phase(GroupPhase::LoadingWeights, message)
 }

@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_crds::v1alpha1::{DrainStatus, GroupPhase, GroupStatus, LlamaDeploymentStatus};
 
 use super::failure::Cause;
-use super::observe::{LeaderState, Observed};
+use super::observe::{Observed, PodState};
 use super::pods::PodView;
 use super::rollout::{Decision, Room};
 use super::template::{Template, Templates};
@@ -111,6 +111,8 @@ pub struct GroupPlan {
     pub can_stay: bool,
     /// Requests that it works on, where that is known.
     pub load: Option<u32>,
+    /// UID of the pod that is to be asked how far it is.
+    pub waits_for: Option<String>,
 }
 
 impl GroupPlan {
@@ -137,11 +139,13 @@ impl GroupPlan {
             has_pods: !pods.is_empty(),
             can_stay: pods.iter().all(|pod| !pod.is_deleting()),
             load: None,
+            waits_for: None,
         }
     }
 
     fn in_phase(mut self, phase: GroupPhase, message: impl Into<String>) -> Self {
         self.status.phase = phase;
+        self.status.progress = None;
         self.status.message = Some(message.into());
         self
     }
@@ -295,6 +299,7 @@ impl<'a> Group<'a> {
             last_failure: None,
             recent_failures: Vec::new(),
             drain: None,
+            progress: None,
         }
     }
 
@@ -335,7 +340,7 @@ impl<'a> Group<'a> {
     }
 
     /// What the first pod of the group said last.
-    fn leader(&self) -> Option<&'a LeaderState> {
+    fn leader(&self) -> Option<&'a PodState> {
         let leader = self.pods.iter().find(|pod| pod.node == 0)?;
         self.situation.observed.states.get(leader.uid)
     }

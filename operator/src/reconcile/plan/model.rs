@@ -9,9 +9,9 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use llama_contract::{
-    CACHE_LOCK, CACHE_MODEL_FOLDER, FETCH_CA_ENV, FETCH_TOKEN_ENV, FetchArgs, MODEL_COPY_PROGRAM,
-    MODEL_FETCH_MOUNT, MODEL_FETCH_PROGRAM, MODEL_MOUNT, S3_KEY_ID_ENV, S3_SECRET_KEY_ENV,
-    S3_SESSION_TOKEN_ENV, TERMINATION_LOG, TOOLS_MOUNT,
+    CACHE_LOCK, CACHE_MODEL_FOLDER, FETCH_CA_ENV, FETCH_TOKEN_ENV, FetchArgs, INTERNAL_PORT,
+    MODEL_COPY_PROGRAM, MODEL_FETCH_MOUNT, MODEL_FETCH_PROGRAM, MODEL_MOUNT, S3_KEY_ID_ENV,
+    S3_SECRET_KEY_ENV, S3_SESSION_TOKEN_ENV, TERMINATION_LOG, TOOLS_MOUNT,
 };
 use llama_crds::v1alpha1::{ImagePullPolicy, KeyReference};
 
@@ -188,6 +188,7 @@ fn fetch(fetched: &Fetched, extent: Extent) -> Container {
         to: MODEL_FETCH_MOUNT.into(),
         heads: !whole,
         cache_bytes: cache.map(|cache| cache.bytes),
+        state_port: whole.then_some(INTERNAL_PORT),
     };
     Container {
         name: FETCH_CONTAINER.to_owned(),
