@@ -46,6 +46,21 @@ fn a_group_that_failed_is_told_with_its_cause() {
 }
 
 #[test]
+fn what_has_nothing_to_say_takes_no_line() {
+    let empty = json!([support::condition(
+        "Reconciling",
+        "True",
+        "GroupsEnding",
+        ""
+    )]);
+    let mut object = merged(healthy(), &json!({"status": {"conditions": empty}}));
+    object["status"]["groups"][0]["message"] = json!("group chat-0 serves");
+    let page = page(&facts(object), now());
+    assert!(page.contains("GroupsEnding for 12m\n\nGroups"), "{page}");
+    assert!(!page.contains("group chat-0 serves"), "{page}");
+}
+
+#[test]
 fn no_more_than_eight_warnings_are_shown_the_latest_first() {
     let mut facts = facts(healthy());
     facts.warnings = (1..=10)

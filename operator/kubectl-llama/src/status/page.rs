@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use llama_crds::v1alpha1::{
-    Accelerator, ConditionType, GroupStatus, LlamaDeployment, LlamaDeploymentStatus, ModelSource,
+    Accelerator, ConditionType, GroupPhase, GroupStatus, LlamaDeployment, LlamaDeploymentStatus,
+    ModelSource,
 };
 use llama_operator::{labels, names};
 use serde_json::Value;
@@ -164,7 +165,7 @@ fn conditions(page: &mut String, deployment: &LlamaDeployment, now: Timestamp) {
             condition.reason,
             age(condition.last_transition_time.0, now)
         );
-        if said != Some(&condition.message) {
+        if said != Some(&condition.message) && !condition.message.is_empty() {
             let _ = writeln!(page, "    {}", condition.message);
         }
     }
@@ -244,7 +245,9 @@ fn pods_ready(pods: &[Pod], group: u32, wanted: i32) -> String {
 /// What a group says beyond its row.
 fn group_words(page: &mut String, name: &str, group: &GroupStatus, now: Timestamp) {
     let name = names::group(name, u32::try_from(group.index).unwrap_or(0));
-    if let Some(message) = group.message.as_deref().filter(|text| !text.is_empty()) {
+    // What serves has no more to say than its row.
+    let words = group.message.as_deref().filter(|text| !text.is_empty());
+    if let Some(message) = words.filter(|_| group.phase != GroupPhase::Ready) {
         let _ = writeln!(page, "  {name}: {message}");
     }
     if let Some(drain) = &group.drain {
