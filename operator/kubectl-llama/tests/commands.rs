@@ -229,8 +229,14 @@ async fn bench_counts_errors_and_says_them() -> anyhow::Result<()> {
         (
             429,
             json!({"kind": "Status", "status": "Failure", "message": "busy", "reason": "TooManyRequests", "code": 429}).to_string(),
-            "2 times: busy (TooManyRequests)",
+            "2 times: 429: busy",
         ),
+        (
+            400,
+            json!({"error": {"message": "the prompt is too long", "type": "x"}}).to_string(),
+            "2 times: 400: the prompt is too long",
+        ),
+        (502, "bad\ngateway".to_owned(), "2 times: 502: bad gateway"),
     ];
     for (status, body, expected) in cases {
         let chats = Answer {

@@ -216,3 +216,17 @@ fn gpus_are_counted_and_taints_that_nobody_tolerates_named() {
         "{said:?}"
     );
 }
+
+#[test]
+fn operators_are_found_by_labels_that_the_chart_gives() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/llama-operator");
+    let read = |path: &str| std::fs::read_to_string(format!("{folder}/{path}")).expect(path);
+    let labels = read("templates/_names.tpl");
+    let chart = read("Chart.yaml");
+    let name = chart.lines().find_map(|line| line.strip_prefix("name: "));
+    let labels = labels.replace("{{ .Chart.Name }}", name.expect("the chart has a name"));
+    for pair in llama_operator::labels::operators().split(',') {
+        let line = pair.replace('=', ": ");
+        assert!(labels.lines().any(|given| given == line), "{line}");
+    }
+}

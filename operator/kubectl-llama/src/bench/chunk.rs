@@ -52,6 +52,16 @@ struct Problem {
     message: String,
 }
 
+/// What an answer with the HTTP status `status` and not 200 says: the worker's error, the
+/// API server's, or any other text, in one line.
+pub fn refusal(status: u16, body: &str) -> String {
+    let value: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let message = value["error"]["message"].as_str();
+    let message = message.or_else(|| value["message"].as_str());
+    let words = message.unwrap_or(body).split_whitespace();
+    format!("{status}: {}", words.collect::<Vec<_>>().join(" "))
+}
+
 /// Reads one line of a stream of server-sent events.
 pub fn read(line: &str) -> Chunk {
     let Some(data) = line.strip_prefix("data:").map(str::trim) else {

@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use futures::{AsyncBufReadExt as _, AsyncReadExt as _};
+use futures::{AsyncBufReadExt as _, AsyncReadExt as _, TryStreamExt as _};
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderValue, Request};
+use http_body_util::BodyExt as _;
+use kube::client::Body;
 use kube::{Client, ResourceExt};
 use llama_contract::API_PORT_NAME;
 use llama_crds::v1alpha1::LlamaDeployment;
@@ -92,8 +94,21 @@ async fn lane(load: &Load, flags: &BenchFlags, next: &AtomicU32, begun: Instant)
 
 async fn chat(load: &Load, number: u32) -> Outcome {
     let sent = Instant::now();
-    let stream = load.client.request_stream(request(load, number)?).await;
-    let mut stream = std::pin::pin!(stream.map_err(|error| problem(&error))?);
+    let answer = load.client.send(request(load, number)?).await;
+    let answer = answer.map_err(|error| problem(&error))?;
+    let status = answer.status();
+    let body = answer.into_body().into_data_stream();
+    let mut stream = std::pin::pin!(body.map_err(std::io::Error::other).into_async_read());
+    if !status.is_success() {
+        // kube would look for a Status of the API server in what is the worker's answer.
+        let mut text = Vec::new();
+        let read = (&mut stream).take(LINE).read_to_end(&mut text).await;
+        read.map_err(|error| format!("{}: no body: {error}", status.as_u16()))?;
+        return Err(chunk::refusal(
+            status.as_u16(),
+            &String::from_utf8_lossy(&text),
+        ));
+    }
     let mut chat = Chat::default();
     loop {
         let mut line = String::new();
@@ -114,7 +129,7 @@ async fn chat(load: &Load, number: u32) -> Outcome {
     }
 }
 
-fn request(load: &Load, number: u32) -> Result<Request<Vec<u8>>, String> {
+fn request(load: &Load, number: u32) -> Result<Request<Body>, String> {
     let body = json!({
         "model": load.model,
         "messages": [{"role": "user", "content": prompt(number, load.prompt_words)}],
@@ -125,7 +140,7 @@ fn request(load: &Load, number: u32) -> Result<Request<Vec<u8>>, String> {
         "stream_options": {"include_usage": true},
     });
     let mut request = Request::post(&load.uri)
-        .body(body.to_string().into_bytes())
+        .body(Body::from(body.to_string().into_bytes()))
         .map_err(|error| format!("{} is no address: {error}", load.uri))?;
     let headers = request.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
