@@ -166,6 +166,63 @@ fn claims_and_secrets_must_be_there_and_fit() {
     assert_eq!(said[1], "Skip team/chat: cannot read Secret team/c");
 }
 
+/// A model on a store, kept in a cache.
+fn fetched() -> Value {
+    let mut object = healthy();
+    object["spec"]["model"] = json!({
+        "source": {"s3": {
+            "uri": "s3://models/chat.gguf",
+            "files": [{"name": "chat.gguf", "sha256": "0".repeat(64)}],
+            "secretRef": {"name": "store"}, "caConfigMapRef": {"name": "trust", "key": "ca.crt"},
+        }},
+        "cache": {"claimName": "cache", "size": "10Gi"},
+    });
+    object
+}
+
+#[test]
+fn what_a_source_refers_to_is_known_before_there_are_pods() {
+    let all: Vec<_> = references(&deployment(fetched()), &[])
+        .iter()
+        .map(|one| format!("{}/{}", one.kind(), one.name()))
+        .collect();
+    assert_eq!(
+        all,
+        [
+            "Secret/store",
+            "ConfigMap/trust",
+            "PersistentVolumeClaim/cache"
+        ]
+    );
+}
+
+#[test]
+fn a_cache_must_be_writable_by_all_pods() {
+    let cache = Reference::Claim("cache".to_owned());
+    let with = |modes: &[&str]| {
+        let mut subject = subject(fetched());
+        let text = serde_json::to_value(match claim("Bound", modes) {
+            Target::Claim(claim) => claim,
+            other => unreachable!("{other:?} is no claim"),
+        });
+        let named = merged(text.expect("JSON"), &json!({"metadata": {"name": "cache"}}));
+        let target = Target::Claim(serde_json::from_value(named).expect("a claim"));
+        subject.targets = BTreeMap::from([(cache.clone(), Seen::Known(target))]);
+        wrong(&with_subject(subject))
+    };
+    assert_eq!(with(&["ReadWriteMany"]), [""; 0]);
+    let said = with(&["ReadOnlyMany"]);
+    assert!(
+        said[0].starts_with("Fail") && said[0].contains("must be written to"),
+        "{said:?}"
+    );
+    let said = with(&["ReadWriteOnce", "ReadOnlyMany"]);
+    assert!(
+        said[0].starts_with("Warn") && said[0].contains("4 pods"),
+        "{said:?}"
+    );
+}
+
 #[test]
 fn references_are_those_that_pods_cannot_do_without() {
     let pod = pod(

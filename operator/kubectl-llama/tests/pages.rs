@@ -91,6 +91,19 @@ fn a_rollout_that_is_paused() {
 }
 
 #[test]
+fn every_source_is_named() {
+    let mut object = healthy();
+    object["spec"]["model"]["source"] = json!({"http": {
+        "url": "https://models.example/chat",
+        "files": [{"name": "a", "sha256": "0"}, {"name": "b", "sha256": "1"}],
+        "tokenSecretRef": {"name": "access", "key": "token"},
+    }});
+    let page = page(&facts(object), now());
+    let line = "from http (url https://models.example/chat, 2 files, tokenSecretRef access)\n";
+    assert!(page.contains(line), "{page}");
+}
+
+#[test]
 fn a_group_that_drains() {
     insta::assert_snapshot!(page(&facts(draining()), now()));
 }

@@ -9,6 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::ResourceExt;
 use llama_crds::v1alpha1::LlamaDeployment;
 use llama_operator::cluster::kinds::{ClusterNode, PlacedPod};
+use llama_operator::reconcile::source::{Source, claim_of, source};
 
 /// Something that the user may be kept from seeing.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,8 +98,13 @@ pub struct Facts {
 /// What `deployment` and its `pods` refer to and cannot do without.
 pub fn references(deployment: &LlamaDeployment, pods: &[Pod]) -> BTreeSet<Reference> {
     let mut all = BTreeSet::new();
-    if let Some(pvc) = &deployment.spec.model.source.pvc {
-        all.insert(Reference::Claim(pvc.claim_name.clone()));
+    all.extend(claim_of(&deployment.spec).map(|name| Reference::Claim(name.to_owned())));
+    if let Ok(Source::Fetched(fetched)) = source(&deployment.spec) {
+        let token = fetched.token.map(|token| token.name);
+        let secrets = token.into_iter().chain(fetched.credentials);
+        all.extend(secrets.map(Reference::Secret));
+        let certificates = fetched.certificates;
+        all.extend(certificates.map(|map| Reference::ConfigMap(map.name)));
     }
     for spec in pods.iter().filter_map(|pod| pod.spec.as_ref()) {
         for volume in spec.volumes.iter().flatten() {

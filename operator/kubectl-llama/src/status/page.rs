@@ -123,9 +123,13 @@ pub fn source(source: &ModelSource) -> String {
     let Some((kind, fields)) = kind else {
         return "no source".to_owned();
     };
-    let shown = |(name, value): (&String, &Value)| match value.as_str() {
-        Some(text) => format!("{name} {text}"),
-        None => format!("{name} {value}"),
+    let shown = |(name, value): (&String, &Value)| match value {
+        Value::String(text) => format!("{name} {text}"),
+        Value::Array(items) => format!("{} {name}", items.len()),
+        other => match other["name"].as_str() {
+            Some(object) => format!("{name} {object}"),
+            None => format!("{name} {other}"),
+        },
     };
     let fields: Vec<_> = fields
         .as_object()

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::ResourceExt;
 use llama_crds::v1alpha1::LlamaDeployment;
 use llama_operator::reconcile::observe::{Claim, Observed};
+use llama_operator::reconcile::source::claim_of;
 use llama_operator::reconcile::validate::validate;
 use llama_operator::reconcile::waiting::of_claim;
 
@@ -49,42 +50,53 @@ fn claim_state(
     claim: &PersistentVolumeClaim,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let found = Claim::Found(Box::new(claim.clone()));
-    let is_model = deployment.spec.model.source.pvc.as_ref();
-    let is_model = is_model.is_some_and(|pvc| pvc.claim_name == claim.name_any());
-    let space = deployment.namespace().unwrap_or_default();
     let name = claim.name_any();
-    let describe = format!("kubectl -n {space} describe pvc {name}");
-    if is_model
+    if claim_of(&deployment.spec) == Some(&name)
         && let Ok(valid) = validate(deployment, &Observed::default())
-        && let Some(obstacle) = of_claim(&valid, &found)
+        && let Some(obstacle) = of_claim(&valid, &Claim::Found(Box::new(claim.clone())))
     {
-        findings.push(Finding::fail(about, obstacle.message, describe));
+        let space = deployment.namespace().unwrap_or_default();
+        let next = format!("kubectl -n {space} describe pvc {name}");
+        findings.push(Finding::fail(about, obstacle.message, next));
     }
-    let pods = deployment
-        .spec
-        .parallelism
-        .nodes
-        .saturating_mul(deployment.spec.replicas);
-    let modes = claim
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.access_modes.clone());
-    let modes = modes.unwrap_or_default();
+    findings.extend(access(deployment, about, claim));
+    findings
+}
+
+/// Whether all pods of `deployment` can use `claim` together.
+fn access(
+    deployment: &LlamaDeployment,
+    about: &str,
+    claim: &PersistentVolumeClaim,
+) -> Option<Finding> {
+    let (name, spec) = (claim.name_any(), &deployment.spec);
+    let modes = claim.spec.as_ref()?.access_modes.clone()?;
+    let cache = spec.model.cache.as_ref();
+    let is_cache = cache.is_some_and(|cache| cache.claim_name == name);
+    let shared: &[&str] = if is_cache {
+        &["ReadWriteMany"]
+    } else {
+        &["ReadOnlyMany", "ReadWriteMany"]
+    };
     let has = |mode: &str| modes.iter().any(|one| one == mode);
-    if pods > 1 && !has("ReadOnlyMany") && !has("ReadWriteMany") {
-        let message = format!(
-            "PersistentVolumeClaim {name} has the access modes {}, which {pods} pods on different \
-             nodes cannot share",
-            modes.join(", ")
-        );
-        let next = "use a claim with ReadOnlyMany or ReadWriteMany";
-        findings.push(if has("ReadWriteOnce") {
+    let pods = spec.parallelism.nodes.saturating_mul(spec.replicas);
+    let is_writable = modes.iter().any(|mode| mode.starts_with("ReadWrite"));
+    if shared.iter().any(|mode| has(mode)) || (pods <= 1 && (is_writable || !is_cache)) {
+        return None;
+    }
+    let listed = modes.join(", ");
+    let message = format!("PersistentVolumeClaim {name} has the access modes {listed}");
+    let next = format!("use a claim with {}", shared.join(" or "));
+    Some(if is_cache && !is_writable {
+        let message = format!("{message}: a cache must be written to");
+        Finding::fail(about, message, next)
+    } else {
+        let message = format!("{message}, which {pods} pods on different nodes cannot share");
+        if has("ReadWriteOnce") {
             // All of them on one node will do.
             Finding::warn(about, message, next)
         } else {
             Finding::fail(about, message, next)
-        });
-    }
-    findings
+        }
+    })
 }
