@@ -19,8 +19,8 @@ SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test unit e2e check-cuda lint fuzz fmt generate images toolchain \
-	clients bench-worker bench-perplexity bench-load bench-memory bench-prefix bench-serve \
-	bench-operator
+	kubectl-llama clients bench-worker bench-perplexity bench-load bench-memory bench-prefix \
+	bench-serve bench-operator
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ fmt: ## Format the code
 
 generate: ## Write the CRD, the chart's copy of it and the reference docs from the types
 	$(CARGO) run --quiet -p llama-crds --bin crdgen -- write
+
+kubectl-llama: ## Install the plugin for kubectl, `kubectl llama`, with Cargo's programs
+	$(CARGO) install --quiet --locked --path operator/kubectl-llama
 
 images: ## Build the container images as archives under target/images
 	@e2e/toolchain.sh base

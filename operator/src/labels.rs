@@ -37,6 +37,7 @@ pub const PAUSE: &str = "llmops.dev/paused";
 pub const INSPECTION: &str = "llmops.dev/inspection";
 
 const COMPONENT: &str = "app.kubernetes.io/component";
+const PART_OF: &str = "app.kubernetes.io/part-of";
 /// What the pods of groups are.
 const INFERENCE: &str = "inference";
 
@@ -49,7 +50,7 @@ pub fn common(name: &str) -> BTreeMap<String, String> {
         ("app.kubernetes.io/name", "llama-worker"),
         ("app.kubernetes.io/instance", name),
         (COMPONENT, INFERENCE),
-        ("app.kubernetes.io/part-of", "llama-operator"),
+        (PART_OF, FIELD_MANAGER),
         (MANAGED_BY, FIELD_MANAGER),
         (DEPLOYMENT, name),
     ]
@@ -74,6 +75,11 @@ pub fn group_pods(name: &str) -> BTreeMap<String, String> {
 /// Selector of everything that this operator manages.
 pub fn managed() -> String {
     format!("{MANAGED_BY}={FIELD_MANAGER}")
+}
+
+/// Selector of the Deployments that run operators: the chart gives them these labels.
+pub fn operators() -> String {
+    format!("{PART_OF}={FIELD_MANAGER},{COMPONENT}=operator")
 }
 
 /// Selector of the pods of the deployment `name`.

@@ -170,7 +170,7 @@ fn allows(need: &Need<'_>, node: &NodeRoom) -> bool {
 }
 
 /// Whether a pod with `tolerations` may run where `taint` is.
-pub(super) fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
+pub fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
     taint.effect == "PreferNoSchedule"
         || tolerations.iter().any(|toleration| {
             let effect = toleration.effect.as_deref().unwrap_or_default();

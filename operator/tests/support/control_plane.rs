@@ -12,6 +12,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 /// Names the folder with the programs.
 pub(crate) const PROGRAMS: &str = "LLAMA_COMPONENTS_DIR";
+const KUBECONFIG: &str = "kubeconfig";
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
 /// The processes; they end with this value.
@@ -22,11 +23,17 @@ pub(crate) struct ControlPlane {
 }
 
 impl ControlPlane {
+    /// Path of a kubeconfig with all rights.
+    #[allow(dead_code, reason = "not every test program starts others")]
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.path().join(KUBECONFIG)
+    }
+
     /// Starts the scheduler too.
     #[allow(dead_code, reason = "not every test program needs nodes")]
     pub(crate) fn start_scheduler(&mut self, programs: &Path) -> anyhow::Result<()> {
         let folder = self.folder.path();
-        let kubeconfig = folder.join("kubeconfig").display().to_string();
+        let kubeconfig = self.kubeconfig().display().to_string();
         self.children.push(start(
             &programs.join("kube-scheduler"),
             &folder.join("scheduler.log"),
@@ -97,7 +104,7 @@ pub(crate) async fn control_plane(programs: &Path) -> anyhow::Result<ControlPlan
         format!("http://127.0.0.1:{etcd}"),
         format!("http://127.0.0.1:{peer}"),
     );
-    let kubeconfig = path("kubeconfig");
+    let kubeconfig = path(KUBECONFIG);
     std::fs::write(&kubeconfig, config(secure))?;
 
     let mut children = Vec::new();
