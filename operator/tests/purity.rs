@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 21] = [
+const PURE: [&str; 22] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/validate.rs",
@@ -17,6 +17,7 @@ const PURE: [&str; 21] = [
     "src/reconcile/policy.rs",
     "src/reconcile/rollout.rs",
     "src/reconcile/template.rs",
+    "src/reconcile/condition.rs",
     "src/reconcile/fit.rs",
     "src/reconcile/fit_words.rs",
     "src/reconcile/measured.rs",

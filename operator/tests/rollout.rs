@@ -51,6 +51,11 @@ fn run(cluster: &mut Cluster) -> i32 {
     for _ in 0..60 {
         cluster.round();
         least = least.min(cluster.status().ready_replicas);
+        for condition in &cluster.status().conditions {
+            let said = condition.message.trim_end();
+            let is_whole = !said.is_empty() && !said.ends_with(';');
+            assert!(is_whole, "{}: {said:?}", condition.type_);
+        }
         cluster.advance(1);
         cluster.finish_deletions();
         cluster.schedule();

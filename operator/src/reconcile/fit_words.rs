@@ -128,8 +128,9 @@ pub fn verdict(deployment: &ValidDeployment, plan: &DeploymentPlan) -> String {
     let has = has(deployment, plan);
     match plan.fits {
         Some(true) => {
-            let fitting = sequences(plan.max_sequences_at_max_tokens.unwrap_or_default());
-            format!("{fitting} fit each group at the same time; {needs}, {has}")
+            let count = plan.max_sequences_at_max_tokens.unwrap_or_default();
+            let (fitting, fit) = (sequences(count), if count == 1 { "fits" } else { "fit" });
+            format!("{fitting} {fit} each group at the same time; {needs}, {has}")
         }
         Some(false) => format!("{needs}, {has}; {}", advice(plan)),
         None => format!(

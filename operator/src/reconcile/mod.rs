@@ -5,6 +5,7 @@
 //! sees and leaves the rest to the next event.
 
 pub mod apply;
+mod condition;
 pub mod failure;
 pub mod fit;
 pub mod fit_words;

@@ -1,13 +1,15 @@
 //! Step 5: what status should say. Pure; `write_status` in `mod.rs` does the I/O.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_crds::v1alpha1::{
     ConditionType, DrainReason, GroupPhase, GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES,
     Reason, RolloutStatus,
 };
 
 use super::apply::Applied;
+pub use super::condition::find;
+use super::condition::{Verdict, conditions, of_groups, shortened};
 use super::failure;
 use super::fit::Holdup;
 use super::groups::GroupPlan;
@@ -15,27 +17,6 @@ use super::plan::Plan;
 use super::validate::ValidDeployment;
 use super::waiting::Obstacle;
 use crate::{labels, names};
-
-/// Longest condition message, in characters; the API's own limit is 32,768.
-const MESSAGE_LIMIT: usize = 2000;
-
-/// A condition before its times are known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Verdict {
-    status: &'static str,
-    reason: String,
-    message: String,
-}
-
-impl Verdict {
-    fn new(status: &'static str, reason: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            reason: reason.into(),
-            message: message.into(),
-        }
-    }
-}
 
 /// Status of a deployment that cannot be planned, or not even read. What runs already
 /// goes on, so everything but the conditions is kept.
@@ -395,6 +376,10 @@ impl<'a> View<'a> {
         if let Some(group) = restarting {
             return (Reason::GroupRestarting, tell(group));
         }
+        // One that ends before another may start is waited for too.
+        let ending = || self.plan.groups.iter().find(|group| !group.is_wanted());
+        let waited_for = not_ready.or_else(ending);
+        let next = || "the next group is about to be created".to_owned();
         let outdated = self.outdated();
         if outdated > 0 {
             let reason = if self.deployment.change.rollout.paused {
@@ -403,9 +388,10 @@ impl<'a> View<'a> {
                 Reason::RollingUpdate
             };
             let decided = &self.plan.decision.message;
-            let text = match (decided.is_empty(), not_ready) {
+            let text = match (decided.is_empty(), waited_for) {
+                (false, _) => decided.clone(),
                 (true, Some(group)) => tell(group),
-                _ => decided.clone(),
+                (true, None) => "the next of them is about to be replaced".to_owned(),
             };
             let message = format!("{outdated} still have the old revision; {text}");
             return (reason, message);
@@ -415,7 +401,7 @@ impl<'a> View<'a> {
         } else {
             Reason::GroupsStarting
         };
-        (reason, not_ready.map(tell).unwrap_or_default())
+        (reason, waited_for.map_or_else(next, tell))
     }
 
     fn available(&self) -> Verdict {
@@ -547,54 +533,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// The condition of type `type_` in `status`.
-pub fn find(status: &LlamaDeploymentStatus, type_: ConditionType) -> Option<&Condition> {
-    status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == type_.as_str())
-}
-
-/// Adds times: a condition whose status stays keeps the time of its last transition.
-fn conditions(
-    mut verdicts: Vec<(ConditionType, Verdict)>,
-    previous: &LlamaDeploymentStatus,
-    generation: Option<i64>,
-    now: Timestamp,
-) -> Vec<Condition> {
-    verdicts.sort_by_key(|(type_, _)| *type_);
-    verdicts
-        .into_iter()
-        .map(|(type_, verdict)| {
-            let since = find(previous, type_)
-                .filter(|old| old.status == verdict.status)
-                .map_or_else(|| Time(now), |old| old.last_transition_time.clone());
-            Condition {
-                type_: type_.as_str().to_owned(),
-                status: verdict.status.to_owned(),
-                reason: verdict.reason,
-                message: verdict.message,
-                observed_generation: generation,
-                last_transition_time: since,
-            }
-        })
-        .collect()
-}
-
 /// Whether `reason` keeps pods from getting a node.
 fn waits_for_node(reason: Reason) -> bool {
     matches!(reason, Reason::Unschedulable | Reason::InsufficientRoom)
-}
-
-/// "1 of 2 groups", in the grammar of the total.
-fn of_groups(count: impl std::fmt::Display, total: usize) -> String {
-    let noun = if total == 1 { "group" } else { "groups" };
-    format!("{count} of {total} {noun}")
-}
-
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MESSAGE_LIMIT) {
-        None => text.to_owned(),
-        Some((cut, _)) => format!("{}…", &text[..cut]),
-    }
 }
