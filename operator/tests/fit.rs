@@ -6,12 +6,11 @@ mod support;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use llama_contract::{
-    FailureCategory, FittingChange, GroupShape, InspectionReport, MemoryShare, RankMemory,
-    RankReport, Room, StateReport,
+    FailureCategory, FittingChange, GroupShape, InspectionReport, MemoryShare, RankMemory, Room,
 };
-use llama_crds::v1alpha1::{ConditionType, DeploymentPlan, GroupPhase, Placement};
+use llama_crds::v1alpha1::{ConditionType, GroupPhase, Placement};
 use llama_operator::reconcile::fit::{MOST_FAILURES, least_gpu_memory};
-use llama_operator::reconcile::measured::measured;
+use llama_operator::reconcile::observe::PodState;
 use serde_json::{Value, json};
 use support::{Cluster, deployment, report};
 
@@ -410,33 +409,38 @@ fn the_smallest_gpu_of_the_nodes_that_pods_may_run_on_counts() {
 
 #[test]
 fn what_ranks_take_stands_beside_what_was_planned() {
-    let mut cluster = enforced(&json!({}));
+    let two = json!({"parallelism": {"tensor": 3, "nodes": 3}, "planPolicy": "Enforce"});
+    let mut cluster = enforced(&two);
     cluster.settle();
     answer(&mut cluster, &inspected(Some(1 << 30), true));
-    let plan: DeploymentPlan = cluster.status().plan.expect("a plan");
-    let rank = |used: u64, kept: u64| RankReport {
-        memory: Some(RankMemory {
+    cluster.bring_up();
+    let tell = |cluster: &mut Cluster, name: &str, used: u64, kept: u64| {
+        let uid = cluster.pod_mut(name).metadata.uid.clone();
+        let memory = Some(vec![RankMemory {
             used_bytes: used * MIB,
             kv_cache_bytes: kept * MIB,
-        }),
-        ..RankReport::default()
+        }]);
+        let state = PodState {
+            memory,
+            ..PodState::default()
+        };
+        let states = &mut cluster.observed.states;
+        states.insert(uid.expect("a UID"), state);
+        cluster.settle();
+        cluster.status().plan.expect("a plan").measured
     };
-    let pod = |ranks: Vec<RankReport>| StateReport {
-        ranks,
-        ..StateReport::default()
-    };
+    assert_eq!(tell(&mut cluster, "m-0-0", 150, 10), None);
+    assert_eq!(tell(&mut cluster, "m-0-1", 190, 42), None, "one is missing");
     // 98 of weights, 60 in reserve and 42 in the cache.
-    let reports = [
-        pod(vec![rank(150, 10), rank(190, 42)]),
-        pod(vec![rank(180, 42)]),
-    ];
-    let found = measured(&plan, &reports).expect("all have told");
+    let found = tell(&mut cluster, "m-0-2", 180, 42).expect("all have told");
     assert_eq!(found.used_bytes, 190 << 20);
     assert_eq!(found.planned_bytes, 200 << 20);
     assert_eq!((found.kv_cache_bytes, found.error_percent), (42 << 20, 5));
-    let silent = pod(vec![rank(190, 42), RankReport::default()]);
-    assert_eq!(measured(&plan, &[silent]), None);
-    assert_eq!(measured(&plan, &[]), None);
+    // A little more is no news, and less is none either.
+    assert_eq!(tell(&mut cluster, "m-0-0", 193, 42), Some(found));
+    assert_eq!(tell(&mut cluster, "m-0-1", 20, 0), Some(found));
+    let more = tell(&mut cluster, "m-0-0", 250, 92).expect("all have told");
+    assert_eq!((more.used_bytes, more.error_percent), (250 << 20, 0));
 }
 
 #[test]

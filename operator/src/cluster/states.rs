@@ -10,7 +10,7 @@ use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use llama_contract::{INTERNAL_PORT, STATE_PATH, StateReport};
+use llama_contract::{INTERNAL_PORT, RankMemory, STATE_PATH, StateReport};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
@@ -22,6 +22,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 const FRESH_FOR: Duration = Duration::from_secs(15);
 /// Questions without an answer after which a pod is asked no more for some time.
 const PATIENCE: u32 = 3;
+/// A pod that told nothing of its memory is asked for it again after this time.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// How long what a pod said, or did not say, is remembered.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 /// Pods that are asked at the same time.
@@ -40,6 +42,8 @@ pub struct States {
 struct Told {
     /// The last answer, and when it came.
     state: Option<(PodState, Instant)>,
+    /// When it last told what its ranks take of memory.
+    measured: Option<Instant>,
     /// Questions in a row without an answer.
     failures: u32,
     asked: Instant,
@@ -83,6 +87,16 @@ impl States {
         told.get(uid).is_some_and(|told| told.failures >= PATIENCE)
     }
 
+    /// Whether the pod `uid` told within `time` what its ranks take of memory, or was asked
+    /// a moment ago.
+    pub fn was_measured(&self, uid: &str, time: Duration) -> bool {
+        let told = self.lock();
+        told.get(uid).is_some_and(|told| {
+            let measured = told.measured.is_some_and(|at| at.elapsed() < time);
+            measured || told.asked.elapsed() < ASK_AGAIN
+        })
+    }
+
     /// Asks one pod and keeps its answer.
     pub async fn ask(&self, question: &Question) {
         let Ok(_place) = self.places.acquire().await else {
@@ -94,6 +108,7 @@ impl States {
         told.retain(|_, told| told.asked.elapsed() < FORGOTTEN_AFTER);
         let entry = told.entry(question.uid.clone()).or_insert(Told {
             state: None,
+            measured: None,
             failures: 0,
             asked: now,
         });
@@ -104,9 +119,13 @@ impl States {
                     phase: report.phase,
                     progress: report.load,
                     load: report.running.saturating_add(report.waiting),
+                    memory: memory(&report),
                     answer: report.self_test.map(|test| test.answer),
                     age: Duration::ZERO,
                 };
+                if state.memory.is_some() {
+                    entry.measured = Some(now);
+                }
                 entry.state = Some((state, now));
                 entry.failures = 0;
             }
@@ -121,6 +140,13 @@ impl States {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Told>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What each rank has taken of memory; nothing as long as there are no ranks.
+fn memory(report: &StateReport) -> Option<Vec<RankMemory>> {
+    let ranks = report.ranks.iter().map(|rank| rank.memory);
+    let all: Vec<_> = ranks.collect::<Option<_>>()?;
+    (!all.is_empty()).then_some(all)
 }
 
 /// One `GET` of a worker's state.

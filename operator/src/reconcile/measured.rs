@@ -1,15 +1,52 @@
 //! What ranks really take of memory, beside what was planned. Pure.
 
-use llama_contract::{RankMemory, StateReport};
+use llama_contract::RankMemory;
 use llama_crds::v1alpha1::{DeploymentPlan, PlanMeasured};
 
-/// The rank that takes most beside what the plan says of such a rank with as much in its
-/// KV cache; nothing until every rank of `reports` has told. Until a long prompt was
-/// computed a rank takes less: the plan's reserve counts the activations of a full step.
-pub fn measured(plan: &DeploymentPlan, reports: &[StateReport]) -> Option<PlanMeasured> {
-    let ranks = reports.iter().flat_map(|report| &report.ranks);
-    let all: Vec<RankMemory> = ranks.map(|rank| rank.memory).collect::<Option<_>>()?;
-    let most = all.iter().max_by_key(|memory| memory.used_bytes)?;
+use super::groups::GroupPlan;
+use super::observe::Observed;
+use super::pods::PodView;
+
+/// Percent by which a new measurement must be above the one on record to take its place:
+/// a little more or less is no news.
+const NEWS_PERCENT: i64 = 2;
+
+/// UIDs of the pods of `group`.
+pub fn pods(group: &GroupPlan, observed: &Observed) -> Vec<String> {
+    let status = &group.status;
+    let views = observed.pods.iter().filter_map(|pod| PodView::read(pod));
+    let of_group = |pod: &PodView<'_>| {
+        u32::try_from(status.index) == Ok(pod.group) && pod.epoch == status.epoch
+    };
+    views
+        .filter(of_group)
+        .map(|pod| pod.uid.to_owned())
+        .collect()
+}
+
+/// `plan` with what the ranks of `group` have told, if they take more than is on record:
+/// what a rank takes grows until it has computed a step of full length.
+pub fn noted(plan: &DeploymentPlan, group: &GroupPlan, observed: &Observed) -> DeploymentPlan {
+    let mut plan = plan.clone();
+    let told = |uid: &String| observed.states.get(uid)?.memory.clone();
+    let uids = pods(group, observed);
+    let ranks: Option<Vec<_>> = uids.iter().map(told).collect();
+    let Some(found) = ranks.and_then(|ranks| measured(&plan, &ranks.concat())) else {
+        return plan;
+    };
+    let is_news = plan.measured.is_none_or(|known| {
+        found.used_bytes.saturating_mul(100) > known.used_bytes.saturating_mul(100 + NEWS_PERCENT)
+    });
+    if is_news {
+        plan.measured = Some(found);
+    }
+    plan
+}
+
+/// The rank of `ranks` that takes most beside what the plan says of such a rank with as
+/// much in its KV cache.
+pub fn measured(plan: &DeploymentPlan, ranks: &[RankMemory]) -> Option<PlanMeasured> {
+    let most = ranks.iter().max_by_key(|memory| memory.used_bytes)?;
     let used = i64::try_from(most.used_bytes)
         .ok()
         .filter(|used| *used > 0)?;

@@ -53,6 +53,8 @@ const SAFETY_ROUND: Duration = Duration::from_mins(10);
 
 /// Pause before an answer is looked for that was asked for beside the rounds.
 const ANSWER_PAUSE: Duration = Duration::from_secs(2);
+/// Time after which pods that serve are asked again what they take of memory.
+const MEASURED_EVERY: Duration = Duration::from_mins(9);
 /// Pause while the caches fill.
 const SYNC_PAUSE: Duration = Duration::from_millis(100);
 
@@ -233,8 +235,9 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
         return Err(Error::Refused(refusal));
     }
     let mut next = plan.wake_after().unwrap_or(SAFETY_ROUND);
-    let unanswered = golden::unanswered(&plan, &status, &observed);
-    if ask_later(&unanswered, &observed, context) {
+    let mut asked = golden::unanswered(&plan, &status, &observed);
+    asked.extend(unmeasured(&plan, &observed, context));
+    if ask_later(&asked, &observed, context) {
         next = next.min(ANSWER_PAUSE);
     }
     ask_how_far(&plan, &observed, context);
@@ -266,9 +269,8 @@ async fn ask_leaders(observed: &Observed, context: &Context) {
 /// Asks the pods with these UIDs beside the rounds; whether there is one to ask.
 fn ask_later(uids: &[String], observed: &Observed, context: &Arc<Context>) -> bool {
     let states = &context.cluster.states;
-    let worth_it = |pod: &PodView<'_>| {
-        serves(pod) && uids.iter().any(|known| known == pod.uid) && !states.is_silent(pod.uid)
-    };
+    let worth_it =
+        |pod: &PodView<'_>| uids.iter().any(|known| known == pod.uid) && !states.is_silent(pod.uid);
     let questions: Vec<_> = questions(observed, worth_it).collect();
     let any = !questions.is_empty();
     for question in questions {
@@ -276,6 +278,18 @@ fn ask_later(uids: &[String], observed: &Observed, context: &Arc<Context>) -> bo
         tokio::spawn(async move { context.cluster.states.ask(&question).await });
     }
     any
+}
+
+/// Pods of a group that serves whose memory is to stand beside the plan, each once in a while.
+fn unmeasured(plan: &plan::Plan, observed: &Observed, context: &Context) -> Vec<String> {
+    let serving = groups::serving(&plan.groups, &plan.course);
+    let Some(group) = serving.filter(|_| plan.fit.plan.is_some()) else {
+        return Vec::new();
+    };
+    let states = &context.cluster.states;
+    let mut pods = measured::pods(group, observed);
+    pods.retain(|uid| !states.was_measured(uid, MEASURED_EVERY));
+    pods
 }
 
 /// Asks the pods that others wait for how far they are, beside the rounds.

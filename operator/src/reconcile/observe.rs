@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client};
-use llama_contract::{LoadProgress, WorkerPhase};
+use llama_contract::{LoadProgress, RankMemory, WorkerPhase};
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::pods::PodView;
@@ -37,6 +37,8 @@ pub struct PodState {
     pub progress: LoadProgress,
     /// Requests that it works on or that wait.
     pub load: u32,
+    /// What each of its ranks has taken of memory, once all have told.
+    pub memory: Option<Vec<RankMemory>>,
     /// Digest of its golden answer, once it has given one.
     pub answer: Option<String>,
     /// How long ago it said so.

@@ -351,6 +351,13 @@ impl<'a> Group<'a> {
     }
 }
 
+/// A group of the wanted revision that serves.
+pub fn serving<'a>(plans: &'a [GroupPlan], course: &Course) -> Option<&'a GroupPlan> {
+    plans
+        .iter()
+        .find(|plan| plan.is_ready() && plan.is_wanted() && plan.status.revision == course.wanted)
+}
+
 /// Whether a pod should have been gone for a minute.
 fn overdue(pod: &PodView<'_>, now: Timestamp) -> bool {
     let deadline = pod.pod.metadata.deletion_timestamp.as_ref();

@@ -20,6 +20,7 @@ use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason, SelfT
 use super::fit::{self, Fit};
 use super::golden;
 use super::groups::{self, Course, Deletion, GroupPlan, Situation};
+use super::measured;
 use super::observe::Observed;
 use super::placement::{self, Need};
 use super::pods::PodView;
@@ -117,7 +118,7 @@ pub fn plan(
     previous: &LlamaDeploymentStatus,
     now: Timestamp,
 ) -> Plan {
-    let fit = fit::fit(deployment, settings, observed, previous, now);
+    let mut fit = fit::fit(deployment, settings, observed, previous, now);
     let new_pods = fit.new_pods();
     let templates = Templates::new(object, deployment, settings, observed);
     let views: Vec<_> = observed
@@ -135,6 +136,9 @@ pub fn plan(
         now,
     };
     let groups = groups::plan(&situation, &room(deployment, observed));
+    if let (Some(made), Some(group)) = (&fit.plan, groups::serving(&groups.plans, &groups.course)) {
+        fit.plan = Some(measured::noted(made, group, observed));
+    }
     let self_tests = golden::records(previous, &groups.plans, &templates, observed, now);
     let create = pods(&templates, observed, previous, &groups.plans);
     let live: Vec<_> = views
