@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/validate.rs",
@@ -17,6 +17,7 @@ const PURE: [&str; 22] = [
     "src/reconcile/policy.rs",
     "src/reconcile/rollout.rs",
     "src/reconcile/template.rs",
+    "src/reconcile/canonical.rs",
     "src/reconcile/condition.rs",
     "src/reconcile/fit.rs",
     "src/reconcile/fit_words.rs",

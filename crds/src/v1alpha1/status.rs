@@ -490,6 +490,8 @@ reasons! {
     ProgressDeadlineExceeded,
     /// The operator was asked to leave the object alone.
     Paused,
+    /// Objects of the operator's that nobody owned belong to the LlamaDeployment again.
+    Adopted,
     /// Something that the operator made was changed by somebody, and is as before again.
     Restored,
     /// The claim of spec.model.source.pvc does not exist.

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, Request};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::canonical;
 use super::groups::{Deletion, GroupPlan, Hook, Placing};
 use super::placement::{self, Assignment, HOSTNAME, Need};
 use super::plan::{Plan, TOKEN_KEY};
@@ -20,6 +21,7 @@ use crate::cluster::kinds::{OwnBudget, OwnService, PlacedPod, StoredRevision, Wo
 use crate::cluster::store::Store;
 use crate::context::Context;
 use crate::labels::{self, FIELD_MANAGER};
+use crate::names;
 
 /// Bytes of a rendezvous token before it is written as text.
 const TOKEN_BYTES: usize = 32;
@@ -32,6 +34,8 @@ pub struct Applied {
     pub refused: Vec<String>,
     /// Children that somebody had changed and that are as planned again.
     pub restored: Vec<String>,
+    /// Children that nobody owned and that were taken over.
+    pub adopted: Vec<String>,
     /// Why groups have no place, by index.
     pub no_room: BTreeMap<u32, String>,
     /// Writes made.
@@ -164,7 +168,8 @@ impl Work<'_> {
         K: Cached,
     {
         let name = object.meta().name.clone().unwrap_or_default();
-        let body = serde_json::to_vec(&full(object)?).map_err(Error::Encode)?;
+        let body = serde_json::to_string(&full(object)?).map_err(Error::Encode)?;
+        let body = canonical::escaped(&body).into_bytes();
         let attempt = format!("create {kind}");
         let url = K::url_path(&(), Some(self.namespace));
         let request = Request::new(url)
@@ -329,7 +334,21 @@ impl Work<'_> {
 
     /// Creates the Secret with a new token; one that exists keeps its token.
     async fn create_secret(&mut self, planned: &Secret) -> Result<(), Error> {
+        let deployment = planned.labels().get(labels::DEPLOYMENT);
+        let deployment = deployment.cloned().unwrap_or_default();
+        let ranks = names::ranks_service(&deployment);
+        let key = (self.namespace.to_owned(), deployment);
+        let services = self.context.cluster.services.of(&key);
+        let ranks = services.iter().find(|service| service.name_any() == ranks);
+        let Some(owner) = ranks.and_then(|service| service.owner_ref(&())) else {
+            // It was refused, which status tells; the next round tries both again.
+            return Ok(());
+        };
         let secret = Secret {
+            metadata: ObjectMeta {
+                owner_references: Some(vec![owner]),
+                ..planned.metadata.clone()
+            },
             data: Some(BTreeMap::from([(
                 TOKEN_KEY.to_owned(),
                 ByteString(token()?),

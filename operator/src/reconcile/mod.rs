@@ -4,7 +4,9 @@
 //! they take no client and no clock. A round never waits for anything; it writes what it
 //! sees and leaves the rest to the next event.
 
+pub mod adopt;
 pub mod apply;
+pub mod canonical;
 mod condition;
 pub mod failure;
 pub mod fit;
@@ -202,6 +204,10 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
         target.report(context, None, &status, now).await?;
         return Ok(Action::requeue(SAFETY_ROUND));
     }
+    let adopted = adopt::adopt(context, &deployment, &observed).await?;
+    if !adopted.is_empty() {
+        observed = observe::observe(context, &namespace, &name, object).await?;
+    }
     let revision = plan::revision(&deployment);
     let closed = !observed.closed_nodes.is_empty();
     if groups::needs_room(&previous, &revision, observed.has_gated(), closed) {
@@ -213,7 +219,8 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     }
     let settings = &context.settings.worker;
     let mut plan = plan::plan(object, &deployment, settings, &observed, &previous, now);
-    let applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
+    let mut applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
+    applied.adopted = adopted;
     plan.note_room(&applied.no_room);
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
     for group in plan

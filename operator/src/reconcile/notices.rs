@@ -42,6 +42,7 @@ pub fn notices(
     let mut all = Vec::new();
     if let Some((_, applied)) = made {
         all.extend(applied.restored.iter().map(|child| of_restored(child, now)));
+        all.extend(of_adopted(&applied.adopted, now));
     }
     for group in made.iter().flat_map(|(plan, _)| &plan.groups) {
         let status = &group.status;
@@ -87,6 +88,16 @@ pub fn notices(
 }
 
 /// Somebody changed a child of ours.
+fn of_adopted(children: &[String], now: Timestamp) -> Option<Notice> {
+    (!children.is_empty()).then(|| Notice {
+        warning: false,
+        reason: Reason::Adopted.to_string(),
+        action: "Adopt",
+        note: format!("took over {}, which nobody owned", children.join(", ")),
+        occurrence: format!("adopted-{}", now.as_second()),
+    })
+}
+
 fn of_restored(child: &str, now: Timestamp) -> Notice {
     Notice {
         warning: true,

@@ -14,6 +14,7 @@ use kube::api::ObjectMeta;
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentSpec};
 use serde::{Deserialize, Serialize};
 
+use super::canonical;
 use super::groups::Deletion;
 use super::observe::Observed;
 use super::plan::{WorkerSettings, revision};
@@ -196,6 +197,7 @@ fn store(
         // Plain fields and maps with text keys always serialize.
         data: serde_json::to_value(&data)
             .ok()
+            .map(canonical::sorted)
             .map(k8s_openapi::apimachinery::pkg::runtime::RawExtension),
         revision: latest.unwrap_or(0) + 1,
     }

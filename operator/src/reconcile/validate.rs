@@ -10,6 +10,7 @@ use llama_crds::v1alpha1::{
     MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy, SelfTestPolicy,
 };
 
+use super::adopt;
 use super::observe::Observed;
 use super::policy::{self, ChangePolicy};
 use super::quantity;
@@ -429,7 +430,8 @@ fn free_names(valid: &ValidDeployment, observed: &Observed) -> Result<(), Valida
             continue;
         };
         let owners = meta.owner_references.as_deref().unwrap_or_default();
-        if owners.iter().any(|owner| owner.uid == valid.uid) {
+        let is_ours = owners.iter().any(|owner| owner.uid == valid.uid);
+        if is_ours || adopt::is_orphan(meta) {
             continue;
         }
         return Err(ValidationError::NameConflict {

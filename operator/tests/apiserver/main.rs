@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
 
 mod admission;
+mod adoption;
 #[path = "../support/control_plane.rs"]
 mod control_plane;
 
@@ -234,6 +235,7 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
     nothing_runs_that_does_not_fit(&place).await?;
     a_group_lives_and_dies(&place).await?;
     scaling_goes_through_the_subresource(&place).await?;
+    adoption::orphans_find_their_owner_again(&place).await?;
     deletion_leaves_nothing(&place).await?;
     the_program_does_the_same(&place).await
 }

@@ -10,14 +10,15 @@ use crate::{labels, names};
 /// Key of the token in the Secret.
 pub const TOKEN_KEY: &str = "token";
 
-/// The Secret without its token.
+/// The Secret without its token and its owner. It belongs to the Service of the ranks, not
+/// to the LlamaDeployment: the operator may not change Secrets, so it could not adopt one,
+/// but it can adopt the Service, and the Secret goes with that.
 pub(super) fn rendezvous(deployment: &ValidDeployment) -> Secret {
     Secret {
         metadata: ObjectMeta {
             name: Some(names::rendezvous_secret(&deployment.name)),
             namespace: Some(deployment.namespace.clone()),
             labels: Some(labels::common(&deployment.name)),
-            owner_references: Some(vec![deployment.owner.clone()]),
             ..ObjectMeta::default()
         },
         immutable: Some(true),
