@@ -19,7 +19,7 @@ use crate::adapters::AdapterArgs;
 use crate::embedding::ANSWER_VALUES;
 use crate::failure::{Failure, of_model};
 use crate::rank::STEP_TOKENS;
-use crate::rank::args::CacheDtype;
+use crate::rank::args::kv_format;
 use crate::supervisor::args::MAX_SEQUENCES;
 use crate::supervisor::{RUNTIME_BYTES, context, usable};
 use crate::termination;
@@ -89,7 +89,7 @@ fn text(args: &InspectArgs) -> Result<InspectionReport, Failure> {
             },
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
-            kv: CacheDtype::default().format(),
+            kv: kv_format(args.kv_cache_dtype),
             adapters: AdapterArgs::default().room(),
         },
         pods: args.nodes as usize,

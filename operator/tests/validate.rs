@@ -105,6 +105,17 @@ fn there_is_one_source() {
 }
 
 #[test]
+fn a_kv_cache_in_8_bits_is_for_cpu_cores() {
+    let context = json!({"kvCache": {"dtype": "Int8"}});
+    let valid = valid_with(&json!({"context": context}));
+    assert_eq!(valid.other_kv_cache(), Some("int8"));
+    let on_gpus = json!({"context": context, "resources": {"accelerator": "Gpu"}});
+    assert_eq!(refused_with(&on_gpus), ValidationError::Int8OnGpu);
+    let usual = valid_with(&json!({"context": {"kvCache": {}}}));
+    assert_eq!(usual.other_kv_cache(), None);
+}
+
+#[test]
 fn a_cache_wants_bytes_that_are_known_beforehand() {
     let cache = json!({"claimName": "models", "size": "500Gi"});
     let of = |name: &str, source: serde_json::Value| json!({"model": {"source": {"pvc": null, name: source}, "cache": cache.clone()}});

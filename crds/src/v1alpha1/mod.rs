@@ -31,9 +31,9 @@ pub use plan::{
     PlanAlternative, PlanMeasured, PlanPolicy, PlannedLayout, PlannedModel, PlannedShare,
 };
 pub use spec::{
-    Accelerator, Context, Gang, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
-    MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement,
-    Resources, Topology,
+    Accelerator, Context, Gang, Gpu, KvCache, KvCacheDtype, LlamaDeployment, LlamaDeploymentSpec,
+    MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism,
+    Placement, Resources, Topology,
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupProgress,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::launch::Device;
+use crate::launch::{Device, KvCacheDtype};
 
 /// How a model is inspected: `llama-worker inspect <flags>`.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub struct InspectArgs {
     /// Longest sequences that must have room at the same time.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub sequences: u32,
+    /// Precision of cached keys and values.
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Where the ranks compute.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub device: Device,
@@ -54,6 +57,9 @@ impl InspectArgs {
             format!("--device={}", self.device.as_str()),
             format!("--threads-per-rank={}", self.threads_per_rank),
         ];
+        if self.kv_cache_dtype != KvCacheDtype::default() {
+            args.push(format!("--kv-cache-dtype={}", self.kv_cache_dtype.as_str()));
+        }
         if let Some(tokens) = self.max_tokens {
             args.push(format!("--max-tokens={tokens}"));
         }
@@ -199,7 +205,7 @@ mod tests {
             (tensor_parallel, pipeline_parallel, nodes) in (1_u32..=64, 1_u32..=64, 1_u32..=64),
             max_tokens in proptest::option::of(1_u32..=1_048_576),
             sequences in 1_u32..=1024,
-            cuda in any::<bool>(),
+            (cuda, int8) in any::<(bool, bool)>(),
             threads_per_rank in 1_u32..=1024,
             memory_bytes in proptest::option::of(any::<u64>()),
         ) {
@@ -210,6 +216,7 @@ mod tests {
                 nodes,
                 max_tokens,
                 sequences,
+                kv_cache_dtype: if int8 { KvCacheDtype::Int8 } else { KvCacheDtype::F16 },
                 device: if cuda { Device::Cuda } else { Device::Cpu },
                 threads_per_rank,
                 memory_bytes,

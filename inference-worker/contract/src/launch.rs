@@ -27,6 +27,27 @@ impl Device {
     }
 }
 
+/// Precision of cached keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8-bit integers with a scale for every 32 of them: room for nearly twice the
+    /// tokens. On CPU cores only.
+    Int8,
+}
+
+impl KvCacheDtype {
+    /// The flag's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
 /// How one pod of a group is started: `llama-worker serve <flags>`.
 ///
 /// A group is `nodes` pods with `tensor_parallel * pipeline_parallel / nodes`
@@ -64,6 +85,9 @@ pub struct LaunchArgs {
     /// Longest sequence (prompt and answer) in tokens; the model's own limit when absent.
     #[arg(long)]
     pub max_tokens: Option<u32>,
+    /// Precision of cached keys and values.
+    #[arg(long, value_enum, default_value_t)]
+    pub kv_cache_dtype: KvCacheDtype,
     /// Where the ranks compute.
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub device: Device,
@@ -110,6 +134,9 @@ impl LaunchArgs {
         ];
         if let Some(lock) = &self.model_lock {
             args.push(format!("--model-lock={}", lock.display()));
+        }
+        if self.kv_cache_dtype != KvCacheDtype::default() {
+            args.push(format!("--kv-cache-dtype={}", self.kv_cache_dtype.as_str()));
         }
         if let Some(tokens) = self.max_tokens {
             args.push(format!("--max-tokens={tokens}"));
@@ -171,7 +198,7 @@ mod tests {
             nodes in 1_u32..=64,
             node_index in 0_u32..64,
             max_tokens in proptest::option::of(1_u32..=1_048_576),
-            cuda in any::<bool>(),
+            (cuda, int8) in any::<(bool, bool)>(),
             threads_per_rank in proptest::option::of(1_u32..=1024),
             (group, revision) in ("[a-z0-9-]{1,40}", "[a-f0-9]{8}"),
             epoch in any::<u64>(),
@@ -188,6 +215,7 @@ mod tests {
                 nodes,
                 node_index,
                 max_tokens,
+                kv_cache_dtype: if int8 { KvCacheDtype::Int8 } else { KvCacheDtype::F16 },
                 device: if cuda { Device::Cuda } else { Device::Cpu },
                 threads_per_rank,
                 group,

@@ -15,7 +15,7 @@ pub use fetch::{CACHE_LOCK, CACHE_MODEL_FOLDER, FetchArgs, FetchSource, ModelFil
 pub use inspect::{
     FittingChange, GroupShape, InspectArgs, InspectionReport, MemoryShare, ModelFacts, Room,
 };
-pub use launch::{Device, LaunchArgs};
+pub use launch::{Device, KvCacheDtype, LaunchArgs};
 pub use report::{
     FailureCategory, FailureReport, LoadProgress, RankMemory, RankPhase, RankReport,
     SelfTestReport, StateReport, WorkerPhase,

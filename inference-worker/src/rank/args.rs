@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use clap::{Args, ValueEnum};
-use llama_contract::LaunchArgs;
+use clap::Args;
+use llama_contract::{KvCacheDtype, LaunchArgs};
 use llama_model::Layout;
 use llama_model::blocks::KvCapacity;
 use llama_model::memory::KvFormat;
@@ -11,24 +11,11 @@ use llama_model::memory::KvFormat;
 use crate::adapters::AdapterArgs;
 use crate::comm::placement::Placement;
 
-/// Precision of cached keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum CacheDtype {
-    /// Half precision.
-    #[default]
-    F16,
-    /// 8-bit integers with a scale for every 32 of them: room for nearly twice the
-    /// tokens. On CPU cores only.
-    Int8,
-}
-
-impl CacheDtype {
-    /// The form in the cache.
-    pub fn format(self) -> KvFormat {
-        match self {
-            Self::F16 => KvFormat::F16,
-            Self::Int8 => KvFormat::Int8,
-        }
+/// The form that keys and values of `dtype` have in the cache.
+pub fn kv_format(dtype: KvCacheDtype) -> KvFormat {
+    match dtype {
+        KvCacheDtype::F16 => KvFormat::F16,
+        KvCacheDtype::Int8 => KvFormat::Int8,
     }
 }
 
@@ -69,9 +56,6 @@ pub struct RankArgs {
     /// Tokens that are guessed ahead of an answer at most.
     #[arg(long)]
     pub speculative_tokens: u32,
-    /// Precision of cached keys and values.
-    #[arg(long, value_enum)]
-    pub kv_cache_dtype: CacheDtype,
     /// Room for adapters.
     #[command(flatten)]
     pub adapters: AdapterArgs,
@@ -110,10 +94,6 @@ impl RankArgs {
             format!("--node={}", self.node),
             format!("--ip={}", self.ip),
         ]);
-        args.push(format!(
-            "--kv-cache-dtype={}",
-            self.kv_cache_dtype.format().as_str()
-        ));
         args.extend(self.adapters.to_args());
         if self.own_cores {
             args.push("--own-cores".to_owned());

@@ -24,7 +24,7 @@ use llama_model::{Checkpoint, LoadOptions, ModelError, StepModel};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use self::adapters::AdapterDesk;
-use self::args::RankArgs;
+use self::args::{RankArgs, kv_format};
 use self::compute::Compute;
 use self::engine::{Engine, EngineError};
 use self::forms::Forms;
@@ -260,7 +260,9 @@ impl RankProcess<'_> {
                 digest: self.args.digest.clone(),
                 max_tokens: launch.max_tokens.unwrap_or(0),
                 compute: compute.name().to_owned(),
-                kv: self.args.kv_cache_dtype.format().as_str().to_owned(),
+                kv: kv_format(self.args.launch.kv_cache_dtype)
+                    .as_str()
+                    .to_owned(),
                 adapters: self.args.adapters,
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
@@ -302,7 +304,7 @@ impl RankProcess<'_> {
             slots: capacity.slots as usize,
             blocks: Some(capacity.by_group()),
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,
-            kv: self.args.kv_cache_dtype.format(),
+            kv: kv_format(self.args.launch.kv_cache_dtype),
             verify: self.args.verify_digests,
             adapters: self.args.adapters.room(),
         };

@@ -9,7 +9,6 @@ use llama_contract::{
 };
 
 use crate::adapters::{AdapterArgs, AdapterModule};
-use crate::rank::args::CacheDtype;
 
 /// Sequences that a worker computes at a time, unless a flag says otherwise.
 pub(crate) const MAX_SEQUENCES: u16 = 64;
@@ -42,9 +41,6 @@ pub struct ServeArgs {
     /// beside them.
     #[arg(long)]
     pub verify_digests: bool,
-    /// Precision of cached keys and values.
-    #[arg(long, value_enum, default_value_t)]
-    pub kv_cache_dtype: CacheDtype,
     /// Room for adapters.
     #[command(flatten)]
     pub adapters: AdapterArgs,

@@ -220,7 +220,6 @@ impl<'a> Pod<'a> {
             queue_tokens: self.args.max_waiting_tokens as usize,
             no_prefix_caching: self.args.no_prefix_caching,
             speculative_tokens: self.args.speculative_tokens.into(),
-            kv_cache_dtype: self.args.kv_cache_dtype,
             adapters: self.args.adapters,
             own_cores: prepared.own_cores,
             verify_digests: self.args.verify_digests,

@@ -1,7 +1,7 @@
 //! What is checked before any rank starts, so that wrong input ends the pod
 //! within seconds and with a name.
 
-use llama_contract::{FailureCategory, LaunchArgs};
+use llama_contract::{FailureCategory, KvCacheDtype, LaunchArgs};
 use llama_model::advice::Limit;
 use llama_model::blocks::KvCapacity;
 use llama_model::checkpoint::LoadFormat;
@@ -15,7 +15,7 @@ use crate::cgroup::{Cgroup, usable_cores};
 use crate::digest::digest;
 use crate::failure::{Failure, of_model};
 use crate::rank::STEP_TOKENS;
-use crate::rank::args::CacheDtype;
+use crate::rank::args::kv_format;
 
 /// A pod whose input is in order.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub(super) fn prepare(
     let mut launch = args.launch.clone();
     let ranks_here = check_flags(&launch, has_token)?;
     let device_memory = devices::memory(&launch, ranks_here)?;
-    if device_memory.is_some() && args.kv_cache_dtype == CacheDtype::Int8 {
+    if device_memory.is_some() && args.launch.kv_cache_dtype == KvCacheDtype::Int8 {
         return Err(configuration(
             "--kv-cache-dtype=int8 is computed on CPU cores only, not with --device=cuda",
         ));
@@ -81,7 +81,7 @@ pub(super) fn prepare(
             },
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
-            kv: args.kv_cache_dtype.format(),
+            kv: kv_format(args.launch.kv_cache_dtype),
             adapters: args.adapters.room(),
         },
     )

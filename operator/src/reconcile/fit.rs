@@ -216,6 +216,8 @@ struct Inputs<'a> {
     gpu: bool,
     threads: u32,
     max_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_cache: Option<&'static str>,
     min_sequences: u32,
     memory: Option<u64>,
     /// Which nodes' GPUs count, where the spec does not say how much memory they have.
@@ -244,6 +246,7 @@ fn inputs(deployment: &ValidDeployment, memory: Option<u64>) -> String {
         gpu: deployment.gpu.is_some(),
         threads: deployment.threads_per_rank,
         max_tokens: deployment.max_tokens,
+        kv_cache: deployment.other_kv_cache(),
         min_sequences: deployment.min_sequences,
         memory,
         placement: by_label.then_some((&placement.node_selector, &placement.tolerations)),

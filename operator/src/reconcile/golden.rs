@@ -14,7 +14,7 @@ use super::template::{Template, Templates};
 /// Names what decides the golden answer of a group: model, layout, precision and build.
 pub fn key(template: &Template) -> String {
     let deployment = &template.deployment;
-    let inputs = format!(
+    let mut inputs = format!(
         "{:?} {} {} {:?} {} {}",
         deployment.source,
         deployment.tensor,
@@ -23,6 +23,7 @@ pub fn key(template: &Template) -> String {
         deployment.gpu.is_some(),
         template.worker.image
     );
+    inputs.extend(deployment.other_kv_cache());
     format!("{:016x}", fnv1a(inputs.as_bytes()))
 }
 

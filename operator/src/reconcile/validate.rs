@@ -5,6 +5,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
+use llama_contract::KvCacheDtype;
+use llama_crds::v1alpha1 as crd;
 use llama_crds::v1alpha1::{
     Accelerator, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS,
     MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy, SelfTestPolicy,
@@ -97,6 +99,12 @@ pub enum ValidationError {
     /// GPU settings without GPUs.
     #[error("spec.resources.gpu is set, but spec.resources.accelerator is Cpu")]
     GpuWithoutAccelerator,
+    /// A cache in 8 bits on GPUs.
+    #[error(
+        "spec.context.kvCache.dtype is Int8, which is computed on CPU cores only, and \
+         spec.resources.accelerator is Gpu"
+    )]
+    Int8OnGpu,
     /// A quantity that does not parse or is too small.
     #[error("{field} is {value:?} and must be a quantity of at least {least}")]
     BadQuantity {
@@ -183,6 +191,8 @@ pub struct ValidDeployment {
     pub gpu_memory_bytes: Option<u64>,
     /// Longest sequence.
     pub max_tokens: Option<u32>,
+    /// Precision of cached keys and values.
+    pub kv_cache_dtype: KvCacheDtype,
     /// Sequences of that length that must fit.
     pub min_sequences: u32,
     /// What a plan that does not fit means.
@@ -220,6 +230,13 @@ impl ValidDeployment {
             all.insert(gpu.resource_name.clone(), ranks * 1000);
         }
         all
+    }
+
+    /// Precision of cached keys and values, where it is not the usual one: hashes that were
+    /// made before there was another stay as they are.
+    pub fn other_kv_cache(&self) -> Option<&'static str> {
+        let dtype = self.kv_cache_dtype;
+        (dtype != KvCacheDtype::default()).then(|| dtype.as_str())
     }
 
     /// Groups that should exist now.
@@ -272,6 +289,7 @@ pub fn validate(
         memory_bytes: memory(spec)?,
         gpu_memory_bytes: gpu_memory(spec)?,
         max_tokens,
+        kv_cache_dtype: kv_cache_dtype(spec)?,
         min_sequences: in_range("spec.context.minConcurrentSequences", min_sequences, 1, 64)?,
         plan_policy: spec.plan_policy,
         replicas: in_range("spec.replicas", spec.replicas, 0, MAX_GROUPS)?,
@@ -355,6 +373,15 @@ fn placement(spec: &LlamaDeploymentSpec) -> Result<Placement, ValidationError> {
         });
     }
     Ok(placement)
+}
+
+fn kv_cache_dtype(spec: &LlamaDeploymentSpec) -> Result<KvCacheDtype, ValidationError> {
+    let cache = spec.context.and_then(|context| context.kv_cache);
+    match (cache.unwrap_or_default().dtype, spec.resources.accelerator) {
+        (crd::KvCacheDtype::F16, _) => Ok(KvCacheDtype::F16),
+        (crd::KvCacheDtype::Int8, Accelerator::Cpu) => Ok(KvCacheDtype::Int8),
+        (crd::KvCacheDtype::Int8, Accelerator::Gpu) => Err(ValidationError::Int8OnGpu),
+    }
 }
 
 pub(super) fn in_range(

@@ -44,6 +44,11 @@ pub(super) async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             "exactly one of pvc, image, http, s3 and huggingFace",
         ),
         (
+            "/context",
+            json!({"kvCache": {"dtype": "FP8"}}),
+            "spec.context.kvCache.dtype",
+        ),
+        (
             "/model/source/image",
             Value::Null,
             "exactly one of pvc, image, http, s3 and huggingFace",

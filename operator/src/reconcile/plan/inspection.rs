@@ -91,6 +91,7 @@ fn container(
         pipeline_parallel: deployment.pipeline,
         nodes: deployment.nodes,
         max_tokens: deployment.max_tokens,
+        kv_cache_dtype: deployment.kv_cache_dtype,
         sequences: deployment.min_sequences,
         device: match deployment.gpu {
             Some(_) => Device::Cuda,

@@ -198,6 +198,7 @@ fn launch(
         nodes: deployment.nodes,
         node_index: place.node,
         max_tokens: deployment.max_tokens,
+        kv_cache_dtype: deployment.kv_cache_dtype,
         device: match deployment.gpu {
             Some(_) => Device::Cuda,
             None => Device::Cpu,

@@ -29,6 +29,8 @@ struct Inputs<'a> {
     cpu: &'a str,
     memory: &'a str,
     max_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_cache: Option<&'static str>,
     node_selector: &'a BTreeMap<String, String>,
     tolerations: &'a [Toleration],
     priority_class: Option<&'a str>,
@@ -71,6 +73,7 @@ pub fn revision(deployment: &ValidDeployment) -> String {
         cpu: &deployment.cpu,
         memory: &deployment.memory,
         max_tokens: deployment.max_tokens,
+        kv_cache: deployment.other_kv_cache(),
         node_selector: &deployment.placement.node_selector,
         tolerations: &deployment.placement.tolerations,
         priority_class: deployment.placement.priority_class_name.as_deref(),
