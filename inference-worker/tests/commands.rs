@@ -304,6 +304,8 @@ fn the_real_model_is_inspected_from_its_header() {
     assert_eq!((facts.layers, facts.heads, facts.kv_heads), (30, 9, 3));
     assert_eq!((facts.max_tokens, unknown.max_tokens), (8192, 8192));
     assert_eq!(unknown.kv_bytes_per_token, 30 * 2 * 3 * 64 * 2);
+    let small = report(&model, &["--kv-cache-dtype=int8"]);
+    assert_eq!(small.kv_bytes_per_token, 30 * 2 * 3 * (64 + 2 * 2));
     assert_eq!(unknown.kv_head_replication, 1);
     assert_eq!(
         unknown.pod.kv_cache_bytes,
