@@ -37,6 +37,6 @@ pub use spec::{
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupProgress,
-    GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, Reason, RolloutFailure,
-    RolloutStatus, SelfTestRecord,
+    GroupStatus, LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, MAX_TEXT, Reason,
+    RolloutFailure, RolloutStatus, SelfTestRecord,
 };

@@ -11,6 +11,9 @@ use super::{DeploymentPlan, FailedInspection};
 /// Most entries of `status.groups`: it bounds the size of the object.
 pub const MAX_GROUP_ENTRIES: usize = 64;
 
+/// Longest text of status, in characters, besides those of conditions.
+pub const MAX_TEXT: usize = 1024;
+
 /// Most golden answers on record.
 pub const MAX_SELF_TESTS: usize = 8;
 

@@ -26,11 +26,12 @@ pub struct Cause {
     pub pod: String,
     /// Whether the same spec would fail the same way again.
     pub permanent: bool,
-    /// Whether the model itself is at fault.
-    pub concerns_model: bool,
     /// Whether somebody took the pod away: no fault of the group.
     pub is_disruption: bool,
-    at: Timestamp,
+    /// Whether only a peer tells of it: the pod where it happened may have more to say.
+    pub is_hearsay: bool,
+    /// When it happened.
+    pub at: Timestamp,
 }
 
 impl Cause {
@@ -144,8 +145,8 @@ fn of_container(
             .or_else(|| pod.node_name().map(str::to_owned)),
         pod: pod.name.to_owned(),
         permanent,
-        concerns_model: category.is_some_and(FailureCategory::concerns_model),
         is_disruption: false,
+        is_hearsay: category == Some(FailureCategory::PeerLost),
         at,
     }
 }
@@ -189,8 +190,8 @@ fn of_deletion(pod: &PodView<'_>) -> Cause {
         node: pod.node_name().map(str::to_owned),
         pod: pod.name.to_owned(),
         permanent: false,
-        concerns_model: false,
         is_disruption: true,
+        is_hearsay: false,
         at: asked,
     }
 }
@@ -214,8 +215,8 @@ fn of_pod_status(pod: &PodView<'_>) -> Cause {
         node: pod.node_name().map(str::to_owned),
         pod: pod.name.to_owned(),
         permanent: false,
-        concerns_model: false,
         is_disruption,
+        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }
@@ -229,8 +230,8 @@ pub fn vanished(pod: &str) -> Cause {
         node: None,
         pod: pod.to_owned(),
         permanent: false,
-        concerns_model: false,
         is_disruption: true,
+        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }

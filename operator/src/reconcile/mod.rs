@@ -6,6 +6,7 @@
 
 pub mod adopt;
 pub mod apply;
+pub mod bounds;
 pub mod canonical;
 mod condition;
 pub mod failure;
@@ -223,6 +224,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     applied.adopted = adopted;
     plan.note_room(&applied.no_room);
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
+    let status = bounds::bounded(status);
     for group in plan
         .groups
         .iter()
