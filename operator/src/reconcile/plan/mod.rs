@@ -159,7 +159,7 @@ pub fn plan(
             || obstacles
                 .iter()
                 .any(|(_, found)| found.reason == Reason::ContainerNotStarting));
-    let (budgets, drop_budgets) = budget::of_groups(deployment, observed, &groups.plans);
+    let (budgets, drop_budgets) = budget::of_groups(deployment, &templates, observed, &groups.plans);
     Plan {
         services: vec![service::client(deployment), service::ranks(deployment)],
         secret: needs_secret.then(|| secret::rendezvous(deployment)),
