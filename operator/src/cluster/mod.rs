@@ -31,8 +31,6 @@ pub struct Cluster {
     pub states: States,
     /// What nodes have free.
     pub capacity: Capacity,
-    /// Held while nodes are chosen for a group, so that no two choose the same.
-    pub placing: tokio::sync::Mutex<()>,
     statuses: Mutex<HashMap<String, WrittenStatus>>,
 }
 
@@ -52,9 +50,10 @@ impl Cluster {
         self.revisions.expect(scope);
     }
 
-    /// Whether every cache of our objects is complete.
+    /// Whether every cache is complete.
     pub fn is_synced(&self) -> bool {
-        self.pods.is_synced()
+        !self.capacity.is_awaited()
+            && self.pods.is_synced()
             && self.services.is_synced()
             && self.budgets.is_synced()
             && self.revisions.is_synced()

@@ -255,16 +255,19 @@ impl Work<'_> {
         let Some(template) = plan.templates.of(&placing.revision) else {
             return Ok(());
         };
-        let cluster = &self.context.cluster;
-        let _alone = cluster.placing.lock().await;
-        let Some(nodes) = cluster.capacity.nodes() else {
-            return Ok(());
-        };
+        let context = self.context;
+        let capacity = &context.cluster.capacity;
+        let index = u32::try_from(group.status.index).unwrap_or_default();
         let need = Need::of(&template.deployment, placing.avoid.clone());
-        match placement::place(&need, &nodes) {
-            Ok(assignment) => self.open_gates(placing, &assignment, now).await,
-            Err(why) => {
-                let index = u32::try_from(group.status.index).unwrap_or_default();
+        let uids = placing.pods.iter().map(|(_, uid, _)| uid.clone()).collect();
+        let chosen = capacity.reserve(uids, &need.each, |nodes| placement::place(&need, nodes));
+        match chosen {
+            None => Ok(()),
+            // Taken until the pods say so themselves.
+            Some(Ok((assignment, _reservation))) => {
+                self.open_gates(placing, &assignment, now).await
+            }
+            Some(Err(why)) => {
                 self.applied.no_room.insert(index, why.0);
                 Ok(())
             }
