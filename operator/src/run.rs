@@ -26,13 +26,14 @@ use tower::service_fn;
 use crate::args::Args;
 use crate::backoff::Backoff;
 use crate::cluster::Cluster;
+use crate::cluster::object::Guarded;
 use crate::cluster::watch::{self, scoped};
 use crate::context::{Context, Settings};
 use crate::http::{self, Readiness};
 use crate::lease::{Candidate, LeaseError};
 use crate::metrics::Metrics;
+use crate::reconcile;
 use crate::reconcile::plan::WorkerSettings;
-use crate::reconcile::{self, Guarded};
 use crate::telemetry::chain;
 
 /// Longest wait for the API server to serve `LlamaDeployments` to us.

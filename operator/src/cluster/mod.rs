@@ -2,6 +2,7 @@
 
 pub mod capacity;
 pub mod kinds;
+pub mod object;
 pub mod states;
 pub mod store;
 pub mod watch;

@@ -33,12 +33,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
 
+use crate::cluster::object::Guarded;
 use crate::cluster::states;
 use crate::cluster::store::version;
 use crate::context::Context;
@@ -112,9 +112,6 @@ impl Error {
         }
     }
 }
-
-/// The object that a controller round is about; it may not have been readable.
-pub type Guarded = DeserializeGuard<LlamaDeployment>;
 
 /// One round, bounded in time and measured.
 pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
@@ -421,10 +418,8 @@ impl Target<'_> {
         status: &LlamaDeploymentStatus,
     ) -> Result<(), Error> {
         let namespace = self.reference.namespace.as_deref().unwrap_or_default();
-        let resource = ApiResource::erase::<LlamaDeployment>(&());
         // Not the typed API: it could not read the answer of an object that is not valid.
-        let objects: Api<DynamicObject> =
-            Api::namespaced_with(context.client.clone(), namespace, &resource);
+        let objects: Api<Guarded> = Api::namespaced(context.client.clone(), namespace);
         let body = serde_json::json!({
             "apiVersion": LlamaDeployment::api_version(&()),
             "kind": LlamaDeployment::kind(&()),

@@ -119,7 +119,7 @@ pub fn plan(
 ) -> Plan {
     let fit = fit::fit(deployment, settings, observed, previous, now);
     let new_pods = fit.new_pods();
-    let templates = Templates::new(object, deployment, settings, observed);
+    let templates = Templates::new(object, deployment, settings, observed, previous);
     let views: Vec<_> = observed
         .pods
         .iter()
