@@ -284,7 +284,7 @@ fn ask_how_far(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>) {
     for mut question in questions(observed, asked) {
         question.is_early = true;
         let context = Arc::clone(context);
-        tokio::spawn(async move { context.cluster.states.ask(&question).await });
+        tokio::spawn(async move { context.cluster.states.ask_early(&question).await });
     }
 }
 
