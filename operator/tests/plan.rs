@@ -13,7 +13,7 @@ fn made_from(changes: &Value) -> Value {
     let cluster = Cluster::new(deployment(changes));
     let plan = cluster.plan();
     json!({
-        "services": plan.services,
+        "services": [plan.client_service, plan.ranks_service],
         "secret": plan.secret,
         "pods": plan.create,
     })

@@ -197,19 +197,20 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
         target.report(context, None, &status, now).await?;
         return Ok(Action::requeue(SAFETY_ROUND));
     }
-    let revision = plan::revision(&deployment);
-    let closed = !observed.closed_nodes.is_empty();
-    if groups::needs_room(&previous, &revision, observed.has_gated(), closed) {
-        observed.nodes = context.cluster.capacity.nodes();
+    let step = Step {
+        object,
+        deployment: &deployment,
+        previous: &previous,
+        now,
+    };
+    let (mut plan, mut applied) = Box::pin(step.make(&mut observed, context)).await?;
+    if plan.made_gated_pods() && !applied.needs_telling() {
+        // What was created is in the caches: nodes are chosen for it without another round.
+        observe::refresh(&mut observed, context, &namespace, &name);
+        let (next, more) = Box::pin(step.make(&mut observed, context)).await?;
+        (plan, applied) = (next, more);
     }
-    if groups::needs_loads(&previous, &revision, deployment.wanted_groups()) {
-        ask_leaders(&observed, context).await;
-        observed.states = observe::states(context, &observed.pods);
-    }
-    let settings = &context.settings.worker;
-    let mut plan = plan::plan(object, &deployment, settings, &observed, &previous, now);
-    let applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
-    plan.note_room(&applied.no_room);
+    apply::apply_client_service(context, &namespace, &plan, &observed, &mut applied).await?;
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
     for group in plan
         .groups
@@ -223,19 +224,64 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     context
         .metrics
         .groups(&format!("{namespace}/{name}"), wanted, serving);
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let pause = context.cluster.status_pause(uid);
+    let is_early = !pause.is_zero() && status::is_only_progress(&previous, &status);
+    let told = if is_early { &previous } else { &status };
     target
-        .report(context, Some((&plan, &applied)), &status, now)
+        .report(context, Some((&plan, &applied)), told, now)
         .await?;
     if let Some(refusal) = applied.refused.into_iter().next() {
         return Err(Error::Refused(refusal));
     }
     let mut next = plan.wake_after().unwrap_or(SAFETY_ROUND);
+    if *told != status {
+        next = next.min(pause);
+    }
     let unanswered = golden::unanswered(&plan, &status, &observed);
     if ask_later(&unanswered, &observed, context) {
         next = next.min(ANSWER_PAUSE);
     }
     ask_how_far(&plan, &observed, context);
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
+}
+
+/// What one pass from the caches to writes is about.
+struct Step<'a> {
+    object: &'a LlamaDeployment,
+    deployment: &'a validate::ValidDeployment,
+    previous: &'a LlamaDeploymentStatus,
+    now: Timestamp,
+}
+
+impl Step<'_> {
+    /// Plans by what was observed and applies the plan.
+    async fn make(
+        &self,
+        observed: &mut Observed,
+        context: &Context,
+    ) -> Result<(plan::Plan, apply::Applied), Error> {
+        let Self {
+            deployment,
+            previous,
+            now,
+            ..
+        } = *self;
+        let revision = plan::revision(deployment);
+        let closed = !observed.closed_nodes.is_empty();
+        if groups::needs_room(previous, &revision, observed.has_gated(), closed) {
+            observed.nodes = context.cluster.capacity.nodes();
+        }
+        if groups::needs_loads(previous, &revision, deployment.wanted_groups()) {
+            ask_leaders(observed, context).await;
+            observed.states = observe::states(context, &observed.pods);
+        }
+        let settings = &context.settings.worker;
+        let mut plan = plan::plan(self.object, deployment, settings, observed, previous, now);
+        let applied = apply::apply(context, &deployment.namespace, &plan, observed, now).await?;
+        plan.note_places(&applied);
+        Ok((plan, applied))
+    }
 }
 
 /// The status of `object`, or a later one that we wrote and the watch has yet to tell of.
