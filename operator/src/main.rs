@@ -6,7 +6,9 @@ use clap::Parser;
 use llama_operator::args::Args;
 use llama_operator::{run, telemetry};
 
-#[tokio::main]
+// One thread: rounds wait for the API server and compute next to nothing, and memory that
+// one thread frees is used again by the next round.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let args = Args::parse();
     if let Err(error) = telemetry::start(&args.log, args.log_format) {

@@ -26,13 +26,14 @@ use tower::service_fn;
 use crate::args::Args;
 use crate::backoff::Backoff;
 use crate::cluster::Cluster;
+use crate::cluster::object::Guarded;
 use crate::cluster::watch::{self, scoped};
 use crate::context::{Context, Settings};
 use crate::http::{self, Readiness};
 use crate::lease::{Candidate, LeaseError};
 use crate::metrics::Metrics;
+use crate::reconcile;
 use crate::reconcile::plan::WorkerSettings;
-use crate::reconcile::{self, Guarded};
 use crate::telemetry::chain;
 
 /// Longest wait for the API server to serve `LlamaDeployments` to us.
@@ -279,6 +280,11 @@ async fn control(
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
     tracing::info!(namespaces = ?args.watch_namespace, "watching LlamaDeployments");
+    // Who may see only some namespaces may not see nodes.
+    let _capacity = args.watch_namespace.is_empty().then(|| {
+        context.cluster.capacity.expect();
+        AbortOnDropHandle::new(tokio::spawn(watch::capacity(Arc::clone(context))))
+    });
     let rounds = scopes(args).into_iter().map(|namespace| {
         controller(context, namespace, args.concurrency)
             .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -290,11 +296,6 @@ async fn control(
             .boxed()
     });
     let mut rounds = select_all(rounds);
-    // Who may see only some namespaces may not see nodes.
-    let _capacity = args
-        .watch_namespace
-        .is_empty()
-        .then(|| AbortOnDropHandle::new(tokio::spawn(watch::capacity(Arc::clone(context)))));
     while let Some(round) = rounds.next().await {
         // Failed rounds were logged by the error policy.
         match round {

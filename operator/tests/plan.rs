@@ -1,6 +1,8 @@
 //! What is made from a spec, as committed YAML. `cargo insta review`, or
 //! `INSTA_UPDATE=always cargo test -p llama-operator --test plan`, accepts a change.
 
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
 mod support;
 
 use serde_json::{Value, json};
@@ -11,7 +13,7 @@ fn made_from(changes: &Value) -> Value {
     let cluster = Cluster::new(deployment(changes));
     let plan = cluster.plan();
     json!({
-        "services": plan.services,
+        "services": [plan.client_service, plan.ranks_service],
         "secret": plan.secret,
         "pods": plan.create,
     })
@@ -21,6 +23,22 @@ fn made_from(changes: &Value) -> Value {
 fn one_pod_on_cpu_from_a_claim() {
     let made = made_from(&json!({}));
     insta::assert_yaml_snapshot!(made);
+}
+
+/// Not "at most none is unavailable": Kubernetes compares that with the scale of the
+/// deployment, which counts groups.
+#[test]
+fn a_budget_keeps_every_pod_of_a_group() {
+    let mut cluster = Cluster::new(deployment(&json!({
+        "parallelism": {"tensor": 3, "nodes": 3},
+    })));
+    cluster.nodes(&[]);
+    let plan = cluster.plan();
+    let spec = serde_json::to_value(&plan.budgets[0].spec).expect("a spec");
+    assert_eq!(
+        (&spec["minAvailable"], &spec["maxUnavailable"]),
+        (&json!(3), &Value::Null)
+    );
 }
 
 #[test]

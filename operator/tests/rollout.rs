@@ -313,6 +313,20 @@ fn only_so_many_old_revisions_are_kept() {
 }
 
 #[test]
+fn kept_revisions_are_read_only_where_pods_may_have_to_be_made_from_them() {
+    let mut cluster = up(&json!({}), &[8]);
+    let first = cluster.plan().course.wanted;
+    cluster.set(&json!({"resources": {"memory": "3Gi"}}));
+    let moving = cluster.plan();
+    assert!(moving.templates.of(&first).is_some(), "a group has it");
+    run(&mut cluster);
+    let moved = cluster.plan();
+    assert!(moved.templates.of(&moved.course.wanted).is_some());
+    assert_eq!(cluster.observed.revisions.len(), 2);
+    assert!(moved.templates.of(&first).is_none(), "no group has it");
+}
+
+#[test]
 fn a_group_moves_off_a_node_that_is_closed_once_another_has_room() {
     let mut cluster = up(&json!({}), &[0]);
     cluster.observed.closed_nodes.insert("node-1".to_owned());
@@ -362,7 +376,7 @@ fn what_the_first_group_answered_every_other_must_answer() {
 fn the_service_finds_no_group_that_ends() {
     let mut cluster = up(&spec(2, 1, &json!({})), &[8]);
     let found = |cluster: &Cluster| {
-        let service = cluster.plan().services[0].spec.clone().expect("a spec");
+        let service = cluster.plan().client_service.spec.clone().expect("a spec");
         let selector = service.selector.expect("a selector");
         let named = cluster.pods.iter().filter(|pod| {
             let labels = pod.metadata.labels.clone().unwrap_or_default();

@@ -10,7 +10,7 @@ use llama_crds::v1alpha1::{ConditionType, LlamaDeploymentStatus, MAX_TEXT, Reaso
 use llama_operator::reconcile::apply::Applied;
 use llama_operator::reconcile::notices::notices;
 use llama_operator::reconcile::observe::Claim;
-use llama_operator::reconcile::status::{find, of_invalid, of_plan};
+use llama_operator::reconcile::status::{find, is_only_progress, of_invalid, of_plan};
 use serde_json::{Value, json};
 use support::{Cluster, deployment, report};
 
@@ -81,6 +81,39 @@ fn from_nothing_to_serving() {
     assert_eq!((status.replicas, status.ready_replicas), (2, 2));
     assert_eq!(status.url.as_deref(), Some("http://m.team.svc:8000/v1"));
     assert_eq!(status.observed_generation, Some(1));
+}
+
+/// What may be told a moment later, and what may not.
+#[test]
+fn only_the_way_to_ready_can_wait() {
+    let mut cluster = Cluster::new(deployment(
+        &json!({"parallelism": {"tensor": 2, "nodes": 2}}),
+    ));
+    let nothing = cluster.status();
+    cluster.settle();
+    let waiting = cluster.status();
+    assert!(!is_only_progress(&nothing, &waiting), "it was taken up");
+    cluster.schedule();
+    cluster.settle();
+    let scheduled = cluster.status();
+    assert_ne!(waiting, scheduled);
+    assert!(is_only_progress(&waiting, &scheduled));
+    cluster.start();
+    cluster.settle();
+    let started = cluster.status();
+    assert_ne!(scheduled, started);
+    assert!(is_only_progress(&scheduled, &started));
+    cluster.make_ready();
+    cluster.settle();
+    let ready = cluster.status();
+    assert!(!is_only_progress(&started, &ready));
+    cluster.fail("m-0-1", &report(FailureCategory::RankDied, Some(1)));
+    cluster.round_until(1);
+    assert!(!is_only_progress(&ready, &cluster.status()));
+    let mut stuck = scheduled.clone();
+    let ready = &mut stuck.conditions[0];
+    ready.reason = Reason::WorkerImagePullFailed.to_string();
+    assert!(!is_only_progress(&scheduled, &stuck));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What the nodes of the cluster have free.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -9,11 +10,15 @@ use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
 use super::kinds::{ClusterNode, PlacedPod, Requests};
+use super::store::version;
 use crate::labels;
+use crate::reconcile::placement::Seat;
 use crate::reconcile::quantity;
 
 /// Resource that every pod takes one of.
 const PODS: &str = "pods";
+/// Longest wait for nodes and pods to be listed before rounds go on without them.
+const KNOWN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Amounts by resource, in thousandths of their unit.
 pub type Amounts = BTreeMap<String, u64>;
@@ -24,9 +29,9 @@ pub struct NodeRoom {
     /// Its name.
     pub name: String,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Its taints.
-    pub taints: Vec<Taint>,
+    pub taints: Arc<Vec<Taint>>,
     /// What no pod has asked for.
     pub free: Amounts,
 }
@@ -42,7 +47,12 @@ struct Inner {
     nodes: BTreeMap<String, Node>,
     nodes_seen: Vec<String>,
     nodes_synced: bool,
+    /// Since when it is being learned.
+    expected: Option<Instant>,
+    /// By UID.
     pods: HashMap<String, Taken>,
+    /// What `pods` take of each node, by the place of the resource in `names`.
+    used: HashMap<String, Vec<u64>>,
     listing: u64,
     pods_synced: bool,
     /// Names of resources, each once.
@@ -51,8 +61,8 @@ struct Inner {
 
 #[derive(Debug)]
 struct Node {
-    labels: BTreeMap<String, String>,
-    taints: Vec<Taint>,
+    labels: Arc<BTreeMap<String, String>>,
+    taints: Arc<Vec<Taint>>,
     open: bool,
     cordoned: bool,
     allocatable: Amounts,
@@ -64,9 +74,50 @@ struct Taken {
     node: String,
     amounts: Vec<(u16, u64)>,
     listing: u64,
+    /// Of the pod that said so; none while the write that says so is under way.
+    version: Option<u64>,
+}
+
+/// Nodes that were chosen for pods, taken for them until this is dropped. From then on
+/// they are taken by what the API server says of the pods.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    capacity: &'a Capacity,
+    uids: Vec<String>,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.capacity.lock();
+        for uid in &self.uids {
+            if inner.pods.get(uid).is_some_and(Taken::is_reserved) {
+                inner.release(uid);
+            }
+        }
+    }
+}
+
+impl Taken {
+    fn is_reserved(&self) -> bool {
+        self.version.is_none()
+    }
 }
 
 impl Capacity {
+    /// Says that nodes and pods will be watched.
+    pub fn expect(&self) {
+        self.lock().expected = Some(Instant::now());
+    }
+
+    /// Whether it will be known soon what nodes have: a round that did not wait would take
+    /// back what follows from it.
+    pub fn is_awaited(&self) -> bool {
+        let inner = self.lock();
+        let expected = inner.expected;
+        let is_late = |since: Instant| since.elapsed() > KNOWN_WITHIN;
+        !inner.is_synced() && expected.is_some_and(|since| !is_late(since))
+    }
+
     /// Takes an event about a node in.
     pub fn take_node(&self, event: Event<ClusterNode>) {
         let mut inner = self.lock();
@@ -95,13 +146,10 @@ impl Capacity {
             Event::Init => inner.listing += 1,
             Event::InitApply(pod) | Event::Apply(pod) => inner.put_pod(&pod),
             Event::InitDone => {
-                let listing = inner.listing;
-                inner.pods.retain(|_, taken| taken.listing == listing);
+                inner.drop_unlisted();
                 inner.pods_synced = true;
             }
-            Event::Delete(pod) => {
-                inner.pods.remove(&pod.uid().unwrap_or_default());
-            }
+            Event::Delete(pod) => inner.release(&pod.uid().unwrap_or_default()),
         }
     }
 
@@ -113,45 +161,43 @@ impl Capacity {
     /// Every node that takes pods, with what it has free; `None` while that is not
     /// known, or may not be.
     pub fn nodes(&self) -> Option<Vec<NodeRoom>> {
-        let inner = self.lock();
-        if !(inner.nodes_synced && inner.pods_synced) {
-            return None;
-        }
-        let mut rooms: BTreeMap<&str, NodeRoom> = inner
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.open)
-            .map(|(name, node)| {
-                let room = NodeRoom {
-                    name: name.clone(),
-                    labels: node.labels.clone(),
-                    taints: node.taints.clone(),
-                    free: node.allocatable.clone(),
-                };
-                (name.as_str(), room)
-            })
-            .collect();
-        for taken in inner.pods.values() {
-            let Some(room) = rooms.get_mut(taken.node.as_str()) else {
-                continue;
+        self.lock().rooms()
+    }
+
+    /// Chooses nodes for the pods with these UIDs, each of which asks for `each`, and
+    /// takes them: what is chosen next sees them taken, although no write has said so yet.
+    /// `None` while it is not known what is free.
+    pub fn reserve<E>(
+        &self,
+        uids: Vec<String>,
+        each: &Amounts,
+        choose: impl FnOnce(&[NodeRoom]) -> Result<Vec<Seat>, E>,
+    ) -> Option<Result<(Vec<Seat>, Reservation<'_>), E>> {
+        let mut inner = self.lock();
+        let chosen = match choose(&inner.rooms()?) {
+            Ok(chosen) => chosen,
+            Err(why) => return Some(Err(why)),
+        };
+        for (uid, seat) in uids.iter().zip(&chosen) {
+            let taken = Taken {
+                node: seat.node.clone(),
+                amounts: inner.by_index(each.clone()),
+                listing: inner.listing,
+                version: None,
             };
-            for (resource, amount) in &taken.amounts {
-                if let Some(free) = inner
-                    .names
-                    .get(usize::from(*resource))
-                    .and_then(|name| room.free.get_mut(name))
-                {
-                    *free = free.saturating_sub(*amount);
-                }
-            }
+            inner.take(uid.clone(), taken);
         }
-        Some(rooms.into_values().collect())
+        drop(inner);
+        let reservation = Reservation {
+            capacity: self,
+            uids,
+        };
+        Some(Ok((chosen, reservation)))
     }
 
     /// Whether everything was listed once.
     pub fn is_synced(&self) -> bool {
-        let inner = self.lock();
-        inner.nodes_synced && inner.pods_synced
+        self.lock().is_synced()
     }
 
     /// Nodes that take no new pods although they are there.
@@ -167,6 +213,10 @@ impl Capacity {
 }
 
 impl Inner {
+    fn is_synced(&self) -> bool {
+        self.nodes_synced && self.pods_synced
+    }
+
     fn put_node(&mut self, node: &ClusterNode) {
         let ready = node
             .status
@@ -174,8 +224,8 @@ impl Inner {
             .iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True");
         let entry = Node {
-            labels: node.labels().clone(),
-            taints: node.spec.taints.clone(),
+            labels: Arc::new(node.labels().clone()),
+            taints: Arc::new(node.spec.taints.clone()),
             open: ready && !node.spec.unschedulable,
             cordoned: ready && node.spec.unschedulable,
             allocatable: amounts(&node.status.allocatable),
@@ -185,9 +235,11 @@ impl Inner {
 
     fn put_pod(&mut self, pod: &PlacedPod) {
         let uid = pod.uid().unwrap_or_default();
+        let version = version(pod);
         let phase = pod.status.phase.as_deref().unwrap_or_default();
+        let is_over = matches!(phase, "Succeeded" | "Failed");
         let node = match &pod.spec.node_name {
-            _ if matches!(phase, "Succeeded" | "Failed") => None,
+            _ if is_over => None,
             Some(node) => Some(node),
             // Nodes that were chosen for a group are taken before its pods are bound.
             None if pod.spec.scheduling_gates.is_empty() => {
@@ -195,20 +247,102 @@ impl Inner {
             }
             None => None,
         };
+        let listing = self.listing;
+        if let Some(known) = self.pods.get_mut(&uid) {
+            // An older word of the watch does not undo what we wrote or are writing.
+            let is_older = known
+                .version
+                .map_or_else(|| node.is_none(), |known| known > version);
+            if is_older && !is_over {
+                known.listing = listing;
+                return;
+            }
+        }
         let Some(node) = node else {
-            self.pods.remove(&uid);
+            self.release(&uid);
             return;
         };
-        let amounts = requests(pod)
-            .into_iter()
-            .map(|(name, amount)| (self.resource(&name), amount))
-            .collect();
         let taken = Taken {
             node: node.clone(),
-            amounts,
-            listing: self.listing,
+            amounts: self.by_index(requests(pod)),
+            listing,
+            version: Some(version),
         };
+        self.take(uid, taken);
+    }
+
+    /// Every node that takes pods, with what it has free, if that is known.
+    fn rooms(&self) -> Option<Vec<NodeRoom>> {
+        if !self.is_synced() {
+            return None;
+        }
+        let open = self.nodes.iter().filter(|(_, node)| node.open);
+        let rooms = open.map(|(name, node)| {
+            let mut free = node.allocatable.clone();
+            let used = self.used.get(name).into_iter().flatten();
+            for (resource, amount) in self.names.iter().zip(used) {
+                if let Some(free) = free.get_mut(resource) {
+                    *free = free.saturating_sub(*amount);
+                }
+            }
+            NodeRoom {
+                name: name.clone(),
+                labels: Arc::clone(&node.labels),
+                taints: Arc::clone(&node.taints),
+                free,
+            }
+        });
+        Some(rooms.collect())
+    }
+
+    fn take(&mut self, uid: String, taken: Taken) {
+        self.release(&uid);
+        let used = self.used.entry(taken.node.clone()).or_default();
+        for (resource, amount) in &taken.amounts {
+            let place = usize::from(*resource);
+            if used.len() <= place {
+                used.resize(place + 1, 0);
+            }
+            used[place] = used[place].saturating_add(*amount);
+        }
         self.pods.insert(uid, taken);
+    }
+
+    fn release(&mut self, uid: &str) {
+        let Some(taken) = self.pods.remove(uid) else {
+            return;
+        };
+        let Some(used) = self.used.get_mut(&taken.node) else {
+            return;
+        };
+        for (resource, amount) in &taken.amounts {
+            if let Some(sum) = used.get_mut(usize::from(*resource)) {
+                *sum = sum.saturating_sub(*amount);
+            }
+        }
+        if used.iter().all(|amount| *amount == 0) {
+            self.used.remove(&taken.node);
+        }
+    }
+
+    /// Releases what the listing that ends now has not told of.
+    fn drop_unlisted(&mut self) {
+        let listing = self.listing;
+        let gone = self
+            .pods
+            .iter()
+            .filter(|(_, taken)| taken.listing != listing);
+        let gone: Vec<_> = gone.map(|(uid, _)| uid.clone()).collect();
+        for uid in gone {
+            self.release(&uid);
+        }
+    }
+
+    fn by_index(&mut self, amounts: Amounts) -> Vec<(u16, u64)> {
+        let amounts = amounts.into_iter();
+        amounts
+            .map(|(name, amount)| (self.resource(&name), amount))
+            .collect()
     }
 
     fn resource(&mut self, name: &str) -> u16 {
@@ -313,6 +447,85 @@ mod tests {
         assert_eq!(free(&capacity, "pods"), 108);
         capacity.take_pod(Event::Delete(bound));
         assert_eq!(free(&capacity, "nvidia.com/gpu"), 5);
+    }
+
+    /// One node with eight GPUs and a pod that wants three, which waits for a node.
+    fn one_gated_pod() -> (Capacity, PlacedPod) {
+        let capacity = Capacity::default();
+        capacity.take_node(Event::InitApply(node("a", "8")));
+        capacity.take_node(Event::InitDone);
+        capacity.take_pod(Event::Init);
+        capacity.take_pod(Event::InitDone);
+        let gpus = json!([{"resources": {"requests": {"nvidia.com/gpu": "3"}}}]);
+        let gang = json!([{"name": labels::GANG_GATE}]);
+        let mut gated = pod("1", &json!({"containers": gpus, "schedulingGates": gang}));
+        gated.metadata.resource_version = Some("5".to_owned());
+        capacity.take_pod(Event::Apply(gated.clone()));
+        (capacity, gated)
+    }
+
+    fn reserve(capacity: &Capacity) -> Reservation<'_> {
+        let each = Amounts::from([("nvidia.com/gpu".to_owned(), 3000)]);
+        let seat = Seat {
+            node: "a".to_owned(),
+            hostname: "a".to_owned(),
+        };
+        let chosen = capacity.reserve(vec!["1".to_owned()], &each, |_| Ok::<_, ()>(vec![seat]));
+        chosen.expect("known").expect("chosen").1
+    }
+
+    fn assigned(mut gated: PlacedPod, version: &str) -> PlacedPod {
+        gated.spec.scheduling_gates.clear();
+        let annotations = gated.annotations_mut();
+        annotations.insert(labels::ASSIGNED_NODE.to_owned(), "a".to_owned());
+        gated.metadata.resource_version = Some(version.to_owned());
+        gated
+    }
+
+    #[test]
+    fn what_is_chosen_is_taken_until_the_write_has_failed() {
+        let (capacity, gated) = one_gated_pod();
+        let reservation = reserve(&capacity);
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 5);
+        capacity.take_pod(Event::Apply(gated));
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 5, "the watch is late");
+        drop(reservation);
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 8);
+    }
+
+    #[test]
+    fn what_was_written_stays_taken_whatever_the_watch_is_late_with() {
+        let (capacity, gated) = one_gated_pod();
+        let reservation = reserve(&capacity);
+        let written = assigned(gated.clone(), "9");
+        capacity.wrote(&written);
+        drop(reservation);
+        capacity.take_pod(Event::Apply(gated));
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 5);
+        capacity.take_pod(Event::Delete(written));
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 8);
+    }
+
+    #[test]
+    fn nothing_is_awaited_that_is_not_watched_or_is_known() {
+        let capacity = Capacity::default();
+        assert!(!capacity.is_awaited());
+        capacity.expect();
+        assert!(capacity.is_awaited());
+        capacity.take_node(Event::InitDone);
+        assert!(capacity.is_awaited());
+        capacity.take_pod(Event::InitDone);
+        assert!(!capacity.is_awaited());
+    }
+
+    #[test]
+    fn a_listing_gives_back_what_it_does_not_hold() {
+        let (capacity, gated) = one_gated_pod();
+        capacity.wrote(&assigned(gated, "9"));
+        capacity.take_pod(Event::Init);
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 5);
+        capacity.take_pod(Event::InitDone);
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 8);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 
 pub mod capacity;
 pub mod kinds;
+pub mod object;
 pub mod states;
 pub mod store;
 pub mod watch;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use llama_crds::v1alpha1::LlamaDeploymentStatus;
 
@@ -15,6 +17,9 @@ use self::capacity::Capacity;
 use self::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
 use self::states::States;
 use self::store::Store;
+
+/// Least time between two writes of a status that tell only how far groups are on their way.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 /// What this process knows of the cluster.
 #[derive(Debug, Default)]
@@ -31,16 +36,16 @@ pub struct Cluster {
     pub states: States,
     /// What nodes have free.
     pub capacity: Capacity,
-    /// Held while nodes are chosen for a group, so that no two choose the same.
-    pub placing: tokio::sync::Mutex<()>,
     statuses: Mutex<HashMap<String, WrittenStatus>>,
 }
 
-/// A status that we wrote and that the watch may not have told of yet.
+/// A status that we wrote.
 #[derive(Clone, Debug)]
 struct WrittenStatus {
     version: u64,
-    status: LlamaDeploymentStatus,
+    at: Instant,
+    /// Until the watch has told of it.
+    status: Option<LlamaDeploymentStatus>,
 }
 
 impl Cluster {
@@ -52,9 +57,10 @@ impl Cluster {
         self.revisions.expect(scope);
     }
 
-    /// Whether every cache of our objects is complete.
+    /// Whether every cache is complete.
     pub fn is_synced(&self) -> bool {
-        self.pods.is_synced()
+        !self.capacity.is_awaited()
+            && self.pods.is_synced()
             && self.services.is_synced()
             && self.budgets.is_synced()
             && self.revisions.is_synced()
@@ -62,19 +68,33 @@ impl Cluster {
 
     /// Notes the status that we wrote for the object `uid` at `version`.
     pub fn wrote_status(&self, uid: &str, version: u64, status: LlamaDeploymentStatus) {
-        let written = WrittenStatus { version, status };
-        self.statuses().insert(uid.to_owned(), written);
+        let written = WrittenStatus {
+            version,
+            at: Instant::now(),
+            status: Some(status),
+        };
+        let mut statuses = self.statuses();
+        statuses.retain(|_, old| old.status.is_some() || old.at.elapsed() < STATUS_PAUSE);
+        statuses.insert(uid.to_owned(), written);
     }
 
     /// Our latest status of the object `uid`, if the object as of `version` is older.
     pub fn newer_status(&self, uid: &str, version: u64) -> Option<LlamaDeploymentStatus> {
         let mut statuses = self.statuses();
-        let written = statuses.get(uid)?;
+        let written = statuses.get_mut(uid)?;
         if written.version > version {
-            return Some(written.status.clone());
+            return written.status.clone();
         }
-        statuses.remove(uid);
+        written.status = None;
         None
+    }
+
+    /// How long to wait before a status of the object `uid` that can wait is written:
+    /// nothing, unless one was just written.
+    pub fn status_pause(&self, uid: &str) -> Duration {
+        let statuses = self.statuses();
+        let since = statuses.get(uid).map(|written| written.at.elapsed());
+        since.map_or(Duration::ZERO, |since| STATUS_PAUSE.saturating_sub(since))
     }
 
     /// Drops what is known of the object `uid`.

@@ -20,6 +20,8 @@ use crate::reconcile::observe::PodState;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A word older than this is not passed on.
 const FRESH_FOR: Duration = Duration::from_secs(15);
+/// Least time between two early questions to a pod.
+const EARLY_EVERY: Duration = Duration::from_secs(4);
 /// Questions without an answer after which a pod is asked no more for some time.
 const PATIENCE: u32 = 3;
 /// A pod that told nothing of its memory is asked for it again after this time.
@@ -47,6 +49,17 @@ struct Told {
     /// Questions in a row without an answer.
     failures: u32,
     asked: Instant,
+}
+
+impl Told {
+    fn at(asked: Instant) -> Self {
+        Self {
+            state: None,
+            measured: None,
+            failures: 0,
+            asked,
+        }
+    }
 }
 
 impl Default for States {
@@ -97,22 +110,51 @@ impl States {
         })
     }
 
+    /// Asks one pod that may not be able to answer yet and keeps its answer: not more often
+    /// than a round looks for it, and not while many others are asked, since many pods that
+    /// start at once would make a long queue.
+    pub async fn ask_early(&self, question: &Question) {
+        let Ok(_place) = self.places.try_acquire() else {
+            return;
+        };
+        if self.note_question(&question.uid) {
+            self.put(question).await;
+        }
+    }
+
+    /// Notes that the pod `uid` is asked early, unless it was just asked.
+    fn note_question(&self, uid: &str) -> bool {
+        let mut told = self.lock();
+        let now = Instant::now();
+        if let Some(told) = told.get_mut(uid) {
+            let is_due = now.duration_since(told.asked) >= EARLY_EVERY;
+            if is_due {
+                told.asked = now;
+            }
+            return is_due;
+        }
+        told.insert(uid.to_owned(), Told::at(now));
+        true
+    }
+
     /// Asks one pod and keeps its answer.
     pub async fn ask(&self, question: &Question) {
         let Ok(_place) = self.places.acquire().await else {
             return;
         };
+        self.put(question).await;
+    }
+
+    async fn put(&self, question: &Question) {
+        let asked = Instant::now();
         let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(question.address)).await;
         let now = Instant::now();
         let mut told = self.lock();
         told.retain(|_, told| told.asked.elapsed() < FORGOTTEN_AFTER);
-        let entry = told.entry(question.uid.clone()).or_insert(Told {
-            state: None,
-            measured: None,
-            failures: 0,
-            asked: now,
-        });
-        entry.asked = now;
+        let entry = told
+            .entry(question.uid.clone())
+            .or_insert_with(|| Told::at(asked));
+        entry.asked = asked;
         match answer {
             Ok(Ok(report)) => {
                 let state = PodState {
@@ -167,4 +209,27 @@ async fn fetch(address: IpAddr) -> Result<StateReport, String> {
     let body = body.collect().await.map_err(|e| text(&e))?.to_bytes();
     connection.abort();
     serde_json::from_slice(&body).map_err(|e| text(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn early_questions_have_bounds() {
+        let states = States::default();
+        assert!(states.note_question("a"));
+        assert!(!states.note_question("a"), "it was just asked");
+        assert!(states.note_question("b"));
+        let question = Question {
+            uid: "c".to_owned(),
+            address: [127, 0, 0, 1].into(),
+            is_early: true,
+        };
+        let places = u32::try_from(AT_ONCE).expect("few");
+        let all = states.places.acquire_many(places).await.expect("open");
+        states.ask_early(&question).await;
+        assert!(states.note_question("c"), "it waits for no place");
+        drop(all);
+    }
 }

@@ -114,13 +114,11 @@ impl<K: Resource<DynamicType = ()>> Store<K> {
 }
 
 impl<K: Resource<DynamicType = ()>> Inner<K> {
-    fn put(&mut self, mut object: K) -> Option<Key> {
+    fn put(&mut self, object: K) -> Option<Key> {
         let key = key(&object)?;
         if object.uid().is_some_and(|uid| self.gone.contains_key(&uid)) {
             return Some(key);
         }
-        let meta = object.meta_mut();
-        meta.managed_fields = None;
         let version = version(&object);
         let name = object.name_any();
         let listing = self.listing_of(&key.0);

@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 
 use super::Cluster;
 use super::kinds::{ClusterNode, PlacedPod};
+use super::object::Guarded;
 use super::store::Store;
 use crate::context::Context;
 use crate::labels;
-use crate::reconcile::Guarded;
 use crate::telemetry::chain;
 
 /// The server ends a watch after this long, so that a dead connection shows soon.
@@ -34,9 +34,14 @@ where
     }
 }
 
+/// Objects of one answer while all are listed: each is read as a whole before it is reduced.
+const PAGE: u32 = 100;
+
 /// What to watch, of all objects.
 pub fn all() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_SECONDS)
+    watcher::Config::default()
+        .timeout(WATCH_SECONDS)
+        .page_size(PAGE)
 }
 
 /// Watches what belongs to deployments of `namespace`, or of all: gives the deployments

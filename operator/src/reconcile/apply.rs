@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
@@ -38,12 +38,22 @@ pub struct Applied {
     pub adopted: Vec<String>,
     /// Why groups have no place, by index.
     pub no_room: BTreeMap<u32, String>,
+    /// The first pod of groups for which nodes were chosen, by index.
+    pub placed: BTreeMap<u32, String>,
     /// Writes made.
     pub writes: usize,
 }
 
-/// Makes the cluster match `plan`: the revision and the Services first, then labels and
-/// deletions, then the Secret and the pods that need it, then nodes for groups that wait.
+impl Applied {
+    /// Whether something came of it that the plan does not say.
+    pub fn needs_telling(&self) -> bool {
+        !self.refused.is_empty() || !self.restored.is_empty()
+    }
+}
+
+/// Makes the cluster match `plan`: the revision and the Service that gives pods names first,
+/// then labels and deletions, then the Secret and the pods that need it, then nodes for groups
+/// that wait.
 pub async fn apply(
     context: &Context,
     namespace: &str,
@@ -61,11 +71,7 @@ pub async fn apply(
         work.create("ControllerRevision", revision, &cluster.revisions)
             .await?;
     }
-    for service in &plan.services {
-        let live = observed.services.iter().map(AsRef::as_ref);
-        work.ensure::<_, OwnService>("Service", service, live, &cluster.services)
-            .await?;
-    }
+    work.ensure_service(&plan.ranks_service, observed).await?;
     for hook in plan.groups.iter().filter_map(|group| group.hook.as_ref()) {
         work.hook(hook).await?;
     }
@@ -100,6 +106,26 @@ pub async fn apply(
     Ok(work.applied)
 }
 
+/// Makes the Service of clients as planned, and adds what came of it to `applied`. After
+/// everything else: the API server gives out addresses of Services one at a time, and where
+/// many are created at once this one waits for all before it.
+pub async fn apply_client_service(
+    context: &Context,
+    namespace: &str,
+    plan: &Plan,
+    observed: &Observed,
+    applied: &mut Applied,
+) -> Result<(), Error> {
+    let mut work = Work {
+        context,
+        namespace,
+        applied: std::mem::take(applied),
+    };
+    let result = work.ensure_service(&plan.client_service, observed).await;
+    *applied = work.applied;
+    result
+}
+
 struct Work<'a> {
     context: &'a Context,
     namespace: &'a str,
@@ -121,6 +147,17 @@ impl Cached for StoredRevision {}
 impl Work<'_> {
     fn api<K: Cached>(&self) -> Api<K> {
         Api::namespaced(self.context.client.clone(), self.namespace)
+    }
+
+    async fn ensure_service(
+        &mut self,
+        service: &Service,
+        observed: &Observed,
+    ) -> Result<(), Error> {
+        let live = observed.services.iter().map(AsRef::as_ref);
+        let store = &self.context.cluster.services;
+        self.ensure::<_, OwnService>("Service", service, live, store)
+            .await
     }
 
     /// Server-side apply, unless the live object already has every field as planned.
@@ -260,16 +297,22 @@ impl Work<'_> {
         let Some(template) = plan.templates.of(&placing.revision) else {
             return Ok(());
         };
-        let cluster = &self.context.cluster;
-        let _alone = cluster.placing.lock().await;
-        let Some(nodes) = cluster.capacity.nodes() else {
-            return Ok(());
-        };
+        let context = self.context;
+        let capacity = &context.cluster.capacity;
+        let index = u32::try_from(group.status.index).unwrap_or_default();
         let need = Need::of(&template.deployment, placing.avoid.clone());
-        match placement::place(&need, &nodes) {
-            Ok(assignment) => self.open_gates(placing, &assignment, now).await,
-            Err(why) => {
-                let index = u32::try_from(group.status.index).unwrap_or_default();
+        let uids = placing.pods.iter().map(|(_, uid, _)| uid.clone()).collect();
+        let chosen = capacity.reserve(uids, &need.each, |nodes| placement::place(&need, nodes));
+        match chosen {
+            None => Ok(()),
+            // Taken until the pods say so themselves.
+            Some(Ok((assignment, _reservation))) => {
+                self.open_gates(placing, &assignment, now).await?;
+                let first = placing.pods.first().map(|(name, ..)| name.clone());
+                self.applied.placed.extend(first.map(|name| (index, name)));
+                Ok(())
+            }
+            Some(Err(why)) => {
                 self.applied.no_room.insert(index, why.0);
                 Ok(())
             }

@@ -36,12 +36,12 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
 use kube::{Api, Resource, ResourceExt};
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
 
+use crate::cluster::object::Guarded;
 use crate::cluster::states;
 use crate::cluster::store::version;
 use crate::context::Context;
@@ -117,9 +117,6 @@ impl Error {
         }
     }
 }
-
-/// The object that a controller round is about; it may not have been readable.
-pub type Guarded = DeserializeGuard<LlamaDeployment>;
 
 /// One round, bounded in time and measured.
 pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
@@ -209,41 +206,38 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     if !adopted.is_empty() {
         observed = observe::observe(context, &namespace, &name, object).await?;
     }
-    let revision = plan::revision(&deployment);
-    let closed = !observed.closed_nodes.is_empty();
-    if groups::needs_room(&previous, &revision, observed.has_gated(), closed) {
-        observed.nodes = context.cluster.capacity.nodes();
+    let step = Step {
+        object,
+        deployment: &deployment,
+        previous: &previous,
+        now,
+    };
+    let (mut plan, mut applied) = Box::pin(step.make(&mut observed, context)).await?;
+    if plan.made_gated_pods() && !applied.needs_telling() {
+        // What was created is in the caches: nodes are chosen for it without another round.
+        observe::refresh(&mut observed, context, &namespace, &name);
+        let (next, more) = Box::pin(step.make(&mut observed, context)).await?;
+        (plan, applied) = (next, more);
     }
-    if groups::needs_loads(&previous, &revision, deployment.wanted_groups()) {
-        ask_leaders(&observed, context).await;
-        observed.states = observe::states(context, &observed.pods);
-    }
-    let settings = &context.settings.worker;
-    let mut plan = plan::plan(object, &deployment, settings, &observed, &previous, now);
-    let mut applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
     applied.adopted = adopted;
-    plan.note_room(&applied.no_room);
+    apply::apply_client_service(context, &namespace, &plan, &observed, &mut applied).await?;
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
     let status = bounds::bounded(status);
-    for group in plan
-        .groups
-        .iter()
-        .filter_map(|group| group.failure.as_ref())
-    {
-        context.metrics.group_failed(&group.cause.reason);
-    }
-    let wanted = i64::from(deployment.wanted_groups());
-    let serving = i64::from(status.ready_replicas);
-    context
-        .metrics
-        .groups(&format!("{namespace}/{name}"), wanted, serving);
+    count(context, &deployment, &plan, &status);
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
+    let pause = context.cluster.status_pause(uid);
+    let is_early = !pause.is_zero() && status::is_only_progress(&previous, &status);
+    let told = if is_early { &previous } else { &status };
     target
-        .report(context, Some((&plan, &applied)), &status, now)
+        .report(context, Some((&plan, &applied)), told, now)
         .await?;
     if let Some(refusal) = applied.refused.into_iter().next() {
         return Err(Error::Refused(refusal));
     }
     let mut next = plan.wake_after().unwrap_or(SAFETY_ROUND);
+    if *told != status {
+        next = next.min(pause);
+    }
     let mut asked = golden::unanswered(&plan, &status, &observed);
     asked.extend(unmeasured(&plan, &observed, context));
     if ask_later(&asked, &observed, context) {
@@ -251,6 +245,64 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     }
     ask_how_far(&plan, &observed, context);
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
+}
+
+/// What one pass from the caches to writes is about.
+struct Step<'a> {
+    object: &'a LlamaDeployment,
+    deployment: &'a validate::ValidDeployment,
+    previous: &'a LlamaDeploymentStatus,
+    now: Timestamp,
+}
+
+impl Step<'_> {
+    /// Plans by what was observed and applies the plan.
+    async fn make(
+        &self,
+        observed: &mut Observed,
+        context: &Context,
+    ) -> Result<(plan::Plan, apply::Applied), Error> {
+        let Self {
+            deployment,
+            previous,
+            now,
+            ..
+        } = *self;
+        let revision = plan::revision(deployment);
+        let closed = !observed.closed_nodes.is_empty();
+        if groups::needs_room(previous, &revision, observed.has_gated(), closed) {
+            observed.nodes = context.cluster.capacity.nodes();
+        }
+        if groups::needs_loads(previous, &revision, deployment.wanted_groups()) {
+            ask_leaders(observed, context).await;
+            observed.states = observe::states(context, &observed.pods);
+        }
+        let settings = &context.settings.worker;
+        let mut plan = plan::plan(self.object, deployment, settings, observed, previous, now);
+        let applied = apply::apply(context, &deployment.namespace, &plan, observed, now).await?;
+        plan.note_places(&applied);
+        Ok((plan, applied))
+    }
+}
+
+/// Counts failures and groups for the metrics.
+fn count(
+    context: &Context,
+    deployment: &validate::ValidDeployment,
+    plan: &plan::Plan,
+    status: &LlamaDeploymentStatus,
+) {
+    let failures = plan
+        .groups
+        .iter()
+        .filter_map(|group| group.failure.as_ref());
+    for failure in failures {
+        context.metrics.group_failed(&failure.cause.reason);
+    }
+    let wanted = i64::from(deployment.wanted_groups());
+    let serving = i64::from(status.ready_replicas);
+    let key = format!("{}/{}", deployment.namespace, deployment.name);
+    context.metrics.groups(&key, wanted, serving);
 }
 
 /// The status of `object`, or a later one that we wrote and the watch has yet to tell of.
@@ -310,7 +362,7 @@ fn ask_how_far(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>) {
     for mut question in questions(observed, asked) {
         question.is_early = true;
         let context = Arc::clone(context);
-        tokio::spawn(async move { context.cluster.states.ask(&question).await });
+        tokio::spawn(async move { context.cluster.states.ask_early(&question).await });
     }
 }
 
@@ -444,10 +496,8 @@ impl Target<'_> {
         status: &LlamaDeploymentStatus,
     ) -> Result<(), Error> {
         let namespace = self.reference.namespace.as_deref().unwrap_or_default();
-        let resource = ApiResource::erase::<LlamaDeployment>(&());
         // Not the typed API: it could not read the answer of an object that is not valid.
-        let objects: Api<DynamicObject> =
-            Api::namespaced_with(context.client.clone(), namespace, &resource);
+        let objects: Api<Guarded> = Api::namespaced(context.client.clone(), namespace);
         let body = serde_json::json!({
             "apiVersion": LlamaDeployment::api_version(&()),
             "kind": LlamaDeployment::kind(&()),

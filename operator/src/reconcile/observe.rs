@@ -86,7 +86,6 @@ pub async fn observe(
     object: &LlamaDeployment,
 ) -> Result<Observed, Error> {
     let cluster = &context.cluster;
-    let key = (namespace.to_owned(), name.to_owned());
     let claim = match source::claim_of(&object.spec) {
         None => Claim::NotNeeded,
         Some(claim) => {
@@ -105,19 +104,26 @@ pub async fn observe(
         let attempt = format!("read the nodes with GPUs for LlamaDeployment {namespace}/{name}");
         Error::api("observe", attempt, source)
     })?;
-    let pods = cluster.pods.of(&key);
-    Ok(Observed {
-        services: cluster.services.of(&key),
-        budgets: cluster.budgets.of(&key),
-        revisions: cluster.revisions.of(&key),
+    let mut observed = Observed {
         claim,
-        states: states(context, &pods),
         sees_nodes: cluster.capacity.is_synced(),
         closed_nodes: cluster.capacity.closed(),
-        nodes: None,
         gpu_memory,
-        pods,
-    })
+        ..Observed::default()
+    };
+    refresh(&mut observed, context, namespace, name);
+    Ok(observed)
+}
+
+/// Looks into the caches again, after writes of ours.
+pub fn refresh(observed: &mut Observed, context: &Context, namespace: &str, name: &str) {
+    let cluster = &context.cluster;
+    let key = (namespace.to_owned(), name.to_owned());
+    observed.services = cluster.services.of(&key);
+    observed.budgets = cluster.budgets.of(&key);
+    observed.revisions = cluster.revisions.of(&key);
+    observed.pods = cluster.pods.of(&key);
+    observed.states = states(context, &observed.pods);
 }
 
 /// What `pods` said last.

@@ -135,7 +135,7 @@ fn fits(need: &Need<'_>, free: &Amounts) -> usize {
 /// equals the one with the least left over, so that whole nodes stay free.
 fn fill(need: &Need<'_>, nodes: &[&NodeRoom]) -> Assignment {
     let mut nodes: Vec<_> = nodes.to_vec();
-    nodes.sort_by_key(|node| {
+    nodes.sort_by_cached_key(|node| {
         let count = fits(need, &node.free);
         let free: Vec<u64> = need
             .each

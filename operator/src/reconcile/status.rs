@@ -139,6 +139,42 @@ pub fn of_plan(
     }
 }
 
+/// Whether `after` tells no more than `before` but how far groups are that are starting,
+/// which may be told a moment later, together with what comes next.
+pub fn is_only_progress(before: &LlamaDeploymentStatus, after: &LlamaDeploymentStatus) -> bool {
+    let is_starting = |group: &GroupStatus| {
+        matches!(
+            group.phase,
+            GroupPhase::Waiting
+                | GroupPhase::Scheduling
+                | GroupPhase::Fetching
+                | GroupPhase::LoadingWeights
+        )
+    };
+    let mut told = after.clone();
+    for (group, old) in told.groups.iter_mut().zip(&before.groups) {
+        if is_starting(group) && is_starting(old) {
+            group.phase = old.phase;
+            group.message.clone_from(&old.message);
+            group.nodes.clone_from(&old.nodes);
+            group.progress.clone_from(&old.progress);
+        }
+    }
+    let reasons = [Reason::GroupsStarting, Reason::SomeGroupsReady];
+    let is_under_way = |reason: &str| reasons.iter().any(|known| known.as_str() == reason);
+    for (condition, old) in told.conditions.iter_mut().zip(&before.conditions) {
+        let is_same = condition.type_ == old.type_ && condition.status == old.status;
+        let under_way = is_under_way(&condition.reason) && is_under_way(&old.reason);
+        let is_placed = condition.type_ == ConditionType::Scheduled.as_str()
+            && condition.status != "False"
+            && old.status == "Unknown";
+        if (is_same && under_way) || is_placed {
+            condition.clone_from(old);
+        }
+    }
+    told == *before
+}
+
 /// The entries of status: all groups, or as many as it may hold, first those with a
 /// history that must not be forgotten.
 fn entries(groups: &[GroupPlan]) -> Vec<GroupStatus> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
-use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentSpec};
+use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus};
 use serde::{Deserialize, Serialize};
 
 use super::canonical;
@@ -47,27 +47,56 @@ pub struct Templates {
 #[serde(rename_all = "camelCase")]
 struct Data {
     spec: LlamaDeploymentSpec,
+    #[serde(flatten)]
+    worker: Worker,
+}
+
+/// The part of it that the spec does not have.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Worker {
     worker_image: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     worker_image_pull_policy: Option<String>,
 }
 
+impl Worker {
+    fn settings(self, settings: &WorkerSettings, deployment: &ValidDeployment) -> WorkerSettings {
+        WorkerSettings {
+            image: self.worker_image,
+            pull_policy: self.worker_image_pull_policy,
+            ..with_drain(settings, deployment)
+        }
+    }
+}
+
 impl Templates {
-    /// The templates of `object`, whose spec reads as `deployment`.
+    /// The templates of `object`, whose spec reads as `deployment` and whose status was
+    /// `previous`: of what it asks for, and of the kept revisions that a group has or
+    /// that served last. Others are kept for nothing to be read.
     pub fn new(
         object: &LlamaDeployment,
         deployment: &ValidDeployment,
         settings: &WorkerSettings,
         observed: &Observed,
+        previous: &LlamaDeploymentStatus,
     ) -> Self {
         let target = revision(deployment);
+        let in_use = in_use(observed, previous);
         let mut by_revision = BTreeMap::new();
         for stored in own(&observed.revisions, &deployment.uid) {
-            let hash = stored.labels().get(labels::REVISION).cloned();
-            if let Some((hash, template)) =
-                hash.zip(read(object, deployment, settings, observed, stored))
-            {
-                by_revision.insert(hash, template);
+            let Some(hash) = stored.labels().get(labels::REVISION) else {
+                continue;
+            };
+            let template = if *hash == target {
+                read_target(deployment, settings, stored)
+            } else if in_use.contains(hash.as_str()) {
+                read(object, deployment, settings, observed, stored)
+            } else {
+                None
+            };
+            if let Some(template) = template {
+                by_revision.insert(hash.clone(), template);
             }
         }
         let missing = (!by_revision.contains_key(&target)).then(|| {
@@ -127,6 +156,32 @@ fn own<'a>(
         .filter(move |stored| stored.owner_references().iter().any(|of| of.uid == uid))
 }
 
+/// Hashes of revisions that pods may have to be made from, besides the one that the spec
+/// asks for.
+fn in_use<'a>(observed: &'a Observed, previous: &'a LlamaDeploymentStatus) -> BTreeSet<&'a str> {
+    let of_groups = previous.groups.iter().map(|group| group.revision.as_str());
+    let of_pods = observed.pods.iter();
+    let of_pods = of_pods.filter_map(|pod| pod.labels().get(labels::REVISION));
+    of_groups
+        .chain(of_pods.map(String::as_str))
+        .chain(previous.current_revision.as_deref())
+        .collect()
+}
+
+/// The revision that the spec asks for has that spec; only its worker is kept.
+fn read_target(
+    deployment: &ValidDeployment,
+    settings: &WorkerSettings,
+    stored: &StoredRevision,
+) -> Option<Template> {
+    Some(Template {
+        deployment: deployment.clone(),
+        worker: serde_json::from_str::<Worker>(&stored.data)
+            .ok()?
+            .settings(settings, deployment),
+    })
+}
+
 /// `None` when this version cannot make pods from it: its groups stay, and are replaced
 /// when they fail.
 fn read(
@@ -136,18 +191,14 @@ fn read(
     observed: &Observed,
     stored: &StoredRevision,
 ) -> Option<Template> {
-    let data: Data = serde_json::from_value(stored.data.clone()).ok()?;
+    let data: Data = serde_json::from_str(&stored.data).ok()?;
     let then = LlamaDeployment {
         metadata: object.metadata.clone(),
         spec: data.spec,
         status: None,
     };
     let then = validate(&then, observed).ok()?;
-    let worker = WorkerSettings {
-        image: data.worker_image,
-        pull_policy: data.worker_image_pull_policy,
-        ..with_drain(settings, deployment)
-    };
+    let worker = data.worker.settings(settings, deployment);
     Some(Template {
         deployment: ValidDeployment {
             replicas: deployment.replicas,
@@ -181,8 +232,10 @@ fn store(
         .max();
     let data = Data {
         spec: object.spec.clone(),
-        worker_image: settings.image.clone(),
-        worker_image_pull_policy: settings.pull_policy.clone(),
+        worker: Worker {
+            worker_image: settings.image.clone(),
+            worker_image_pull_policy: settings.pull_policy.clone(),
+        },
     };
     let mut all = labels::common(&deployment.name);
     all.insert(labels::REVISION.to_owned(), hash.to_owned());

@@ -22,7 +22,6 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, PropagationPolicy,
 };
-use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Resource, ResourceExt};
@@ -30,6 +29,7 @@ use llama_contract::{FailureCategory, FailureReport, FittingChange, InspectionRe
 use llama_crds::v1alpha1::{ConditionType, DeploymentPlan, GroupPhase, LlamaDeployment};
 use llama_operator::args::Args;
 use llama_operator::backoff::Backoff;
+use llama_operator::cluster::object::Guarded;
 use llama_operator::cluster::{Cluster, watch};
 use llama_operator::context::{Context, Settings};
 use llama_operator::metrics::Metrics;
@@ -111,7 +111,7 @@ impl Place {
     async fn round(&self, name: &str) -> anyhow::Result<LlamaDeployment> {
         self.caught_up(name).await?;
         let object = self.get(name).await?;
-        let object = Arc::new(DeserializeGuard(Ok(object)));
+        let object = Arc::new(Guarded(Ok(object)));
         reconcile(object, Arc::clone(&self.context)).await?;
         self.get(name).await
     }
@@ -258,7 +258,7 @@ async fn an_unreadable_object_is_reported_on(place: &Place) -> anyhow::Result<()
         error: "missing field `tensor`".to_owned(),
         metadata: created.metadata,
     };
-    let object = Arc::new(DeserializeGuard(Err(invalid)));
+    let object = Arc::new(Guarded(Err(invalid)));
     reconcile(object, Arc::clone(&place.context)).await?;
     let status = place.get("odd").await?.status.context("a status")?;
     let stalled = status::find(&status, ConditionType::Stalled).context("a condition")?;
@@ -496,7 +496,7 @@ async fn deletion_leaves_nothing(place: &Place) -> anyhow::Result<()> {
         .await?;
     if let Ok(object) = place.get("m").await {
         // On its way out it is never given new children.
-        let object = Arc::new(DeserializeGuard(Ok(object)));
+        let object = Arc::new(Guarded(Ok(object)));
         reconcile(object, Arc::clone(&place.context)).await?;
     }
     let selector = ListParams::default().labels("llmops.dev/deployment=m");

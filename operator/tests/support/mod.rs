@@ -166,7 +166,7 @@ impl Cluster {
             .map(|revision| Arc::new(as_cached(revision)))
             .collect();
         self.observed.revisions.extend(kept);
-        for service in &plan.services {
+        for service in [&plan.ranks_service, &plan.client_service] {
             let live = &mut self.observed.services;
             let name = &service.metadata.name;
             if live.iter().all(|live| live.metadata.name != *name) && may_write() {

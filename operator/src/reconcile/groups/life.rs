@@ -315,8 +315,7 @@ impl Group<'_> {
             if self.gives_back(mine) {
                 return self.give_back(plan, pod);
             }
-            let message = format!("pod {} waits for a node", pod.name);
-            return plan.in_phase(GroupPhase::Scheduling, message);
+            return plan.in_phase(GroupPhase::Scheduling, waits_for_node(pod.name));
         }
         if let Some(pod) = mine.iter().find(|pod| pod.phase() != "Running") {
             return self.start_up(plan, pod, GroupPhase::Fetching);
@@ -429,6 +428,11 @@ impl Group<'_> {
             plan.wake_after = Some(STABLE_AFTER.saturating_sub(served));
         }
     }
+}
+
+/// What is said of a group whose pod `name` has yet to be bound to a node.
+pub fn waits_for_node(name: &str) -> String {
+    format!("pod {name} waits for a node")
 }
 
 /// The next incarnation, with a clean record.

@@ -24,6 +24,7 @@ use super::template::{Template, Templates};
 use super::validate::ValidDeployment;
 use crate::names;
 
+pub use life::waits_for_node;
 pub use members::{Course, needs_loads, needs_room};
 
 /// A group that served this long has a clean record again.

@@ -14,12 +14,14 @@ use kube::api::ObjectMeta;
 
 use crate::reconcile::groups::{Deletion, GroupPlan};
 use crate::reconcile::observe::Observed;
+use crate::reconcile::template::Templates;
 use crate::reconcile::validate::ValidDeployment;
 use crate::{labels, names};
 
 /// The budgets of all groups, and those whose group is over.
 pub(super) fn of_groups(
     deployment: &ValidDeployment,
+    templates: &Templates,
     observed: &Observed,
     groups: &[GroupPlan],
 ) -> (Vec<PodDisruptionBudget>, Vec<Deletion>) {
@@ -27,8 +29,12 @@ pub(super) fn of_groups(
     let budgets: Vec<_> = if observed.sees_nodes {
         groups
             .iter()
-            .filter_map(|group| u32::try_from(group.status.index).ok())
-            .map(|index| budget(deployment, index))
+            .filter_map(|group| {
+                let template = templates.of(&group.status.revision);
+                let pods = template.map_or(deployment.nodes, |of| of.deployment.nodes);
+                let index = u32::try_from(group.status.index).ok()?;
+                Some(budget(deployment, index, pods))
+            })
             .collect()
     } else {
         Vec::new()
@@ -55,7 +61,9 @@ pub(super) fn of_groups(
     (budgets, drop)
 }
 
-fn budget(deployment: &ValidDeployment, group: u32) -> PodDisruptionBudget {
+/// All `pods` of the group must stay. Not "none may be unavailable": Kubernetes would take
+/// the number of groups, which is the scale of the deployment, for the number of pods.
+fn budget(deployment: &ValidDeployment, group: u32, pods: u32) -> PodDisruptionBudget {
     let selector = BTreeMap::from([
         (labels::DEPLOYMENT.to_owned(), deployment.name.clone()),
         (labels::GROUP.to_owned(), group.to_string()),
@@ -69,7 +77,7 @@ fn budget(deployment: &ValidDeployment, group: u32) -> PodDisruptionBudget {
             ..ObjectMeta::default()
         },
         spec: Some(PodDisruptionBudgetSpec {
-            max_unavailable: Some(IntOrString::Int(0)),
+            min_available: Some(IntOrString::Int(i32::try_from(pods).unwrap_or(i32::MAX))),
             selector: Some(LabelSelector {
                 match_labels: Some(selector),
                 match_expressions: None,

@@ -8,7 +8,7 @@ mod revision;
 mod secret;
 mod service;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason, SelfTestRecord};
 
+use super::apply::Applied;
 use super::fit::{self, Fit};
 use super::golden;
 use super::groups::{self, Course, Deletion, GroupPlan, Situation};
@@ -50,8 +51,10 @@ pub struct WorkerSettings {
 /// What should exist and what should go.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The Services, always both.
-    pub services: Vec<Service>,
+    /// The Service that gives pods host names.
+    pub ranks_service: Service,
+    /// The Service of clients.
+    pub client_service: Service,
     /// The rendezvous Secret, without its token, when pods need it.
     pub secret: Option<Secret>,
     /// The revision to keep, when it is not kept yet.
@@ -83,20 +86,39 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Says of groups that wait for room what they wait for.
-    pub fn note_room(&mut self, no_room: &BTreeMap<u32, String>) {
-        for (index, why) in no_room {
-            let group = self
-                .groups
-                .iter_mut()
-                .find(|group| u32::try_from(group.status.index) == Ok(*index));
-            if let Some(group) = group {
+    /// Says of groups that wait for nodes what came of it.
+    pub fn note_places(&mut self, applied: &Applied) {
+        for (index, why) in &applied.no_room {
+            if let Some(group) = self.group_mut(*index) {
                 group.status.message = Some(format!("waits for room: {why}"));
             }
             let reason = Reason::InsufficientRoom;
             let message = why.clone();
             self.obstacles.push((*index, Obstacle { reason, message }));
         }
+        for (index, pod) in &applied.placed {
+            if let Some(group) = self.group_mut(*index) {
+                group.status.message = Some(groups::waits_for_node(pod));
+            }
+        }
+    }
+
+    fn group_mut(&mut self, index: u32) -> Option<&mut GroupPlan> {
+        let mut groups = self.groups.iter_mut();
+        groups.find(|group| u32::try_from(group.status.index) == Ok(index))
+    }
+
+    /// Whether it creates pods that wait for nodes to be chosen, and does nothing that has
+    /// to be told before anything else is done.
+    pub fn made_gated_pods(&self) -> bool {
+        let gated = |pod: &Pod| {
+            let spec = pod.spec.as_ref();
+            spec.is_some_and(|spec| spec.scheduling_gates.is_some())
+        };
+        let quiet = |group: &GroupPlan| {
+            group.failure.is_none() && group.delete.is_empty() && group.hook.is_none()
+        };
+        self.create.iter().any(gated) && self.groups.iter().all(quiet)
     }
 
     /// When to look again without an event; `None` when only events matter.
@@ -120,7 +142,7 @@ pub fn plan(
 ) -> Plan {
     let mut fit = fit::fit(deployment, settings, observed, previous, now);
     let new_pods = fit.new_pods();
-    let templates = Templates::new(object, deployment, settings, observed);
+    let templates = Templates::new(object, deployment, settings, observed, previous);
     let views: Vec<_> = observed
         .pods
         .iter()
@@ -163,9 +185,11 @@ pub fn plan(
             || obstacles
                 .iter()
                 .any(|(_, found)| found.reason == Reason::ContainerNotStarting));
-    let (budgets, drop_budgets) = budget::of_groups(deployment, observed, &groups.plans);
+    let (budgets, drop_budgets) =
+        budget::of_groups(deployment, &templates, observed, &groups.plans);
     Plan {
-        services: vec![service::client(deployment), service::ranks(deployment)],
+        ranks_service: service::ranks(deployment),
+        client_service: service::client(deployment),
         secret: needs_secret.then(|| secret::rendezvous(deployment)),
         keep_revision: templates.missing.clone(),
         drop_revisions: outlived(deployment, observed, &groups),
