@@ -5,15 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::{HeaderValue, header};
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::Admission;
 use super::stall::Drained;
 
 /// Connections that are open at once; more wait until one closes.
@@ -23,6 +27,9 @@ const MAX_CONNECTIONS: usize = 1024;
 const HEADER_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a client may take nothing of what is sent to it.
 const WRITE_DEADLINE: Duration = Duration::from_mins(1);
+/// How long a connection is kept for further requests. A client that keeps its own would
+/// never hear that the Service has other pods, or that this one is to end.
+const KEPT_FOR: Duration = Duration::from_secs(3);
 /// Longest header, in bytes.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Pause after a failure to accept, which is mostly a lack of file descriptors.
@@ -37,6 +44,8 @@ pub struct PortLimits {
     pub header_deadline: Duration,
     /// How long a client may take nothing of what is sent to it.
     pub write_deadline: Duration,
+    /// How long a connection is kept: the first answer that begins later is its last.
+    pub kept_for: Duration,
 }
 
 impl Default for PortLimits {
@@ -45,15 +54,18 @@ impl Default for PortLimits {
             connections: MAX_CONNECTIONS,
             header_deadline: HEADER_DEADLINE,
             write_deadline: WRITE_DEADLINE,
+            kept_for: KEPT_FOR,
         }
     }
 }
 
 /// Answers the connections of `listener` until `closing`, then lets those that are
-/// open finish what they were asked.
+/// open finish what they were asked. Once `admission` is that of a pod which is about to
+/// end, no connection is kept.
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
+    admission: watch::Receiver<Admission>,
     closing: CancellationToken,
     limits: PortLimits,
 ) {
@@ -86,7 +98,20 @@ pub async fn serve(
             tracing::debug!(%error, "a connection delays small packets");
         }
         let stream = Drained::new(stream, limits.write_deadline);
-        let connection = carry(http.clone(), stream, routes.clone(), closing.clone());
+        let (admission, closing) = (admission.clone(), closing.clone());
+        let ending = async move {
+            tokio::select! {
+                () = leaving(admission) => {}
+                () = closing.cancelled() => {}
+            }
+        };
+        let connection = carry(
+            http.clone(),
+            stream,
+            routes.clone(),
+            ending,
+            limits.kept_for,
+        );
         open.spawn(async move {
             let _place = place;
             connection.await;
@@ -109,17 +134,37 @@ fn allow_files() {
     }
 }
 
+/// Waits until the pod is about to end.
+async fn leaving(mut admission: watch::Receiver<Admission>) {
+    let drains = |admission: &Admission| *admission == Admission::Draining;
+    if admission.wait_for(drains).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 async fn carry(
     http: http1::Builder,
     stream: Drained<TcpStream>,
     routes: Router,
-    closing: CancellationToken,
+    ending: impl Future<Output = ()>,
+    kept_for: Duration,
 ) {
-    let service = TowerToHyperService::new(routes);
+    let (begun, routes) = (Instant::now(), TowerToHyperService::new(routes));
+    let service = service_fn(move |request| {
+        let answer = routes.call(request);
+        async move {
+            let mut response = answer.await?;
+            if begun.elapsed() >= kept_for {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
+        () = ending => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -205,7 +205,8 @@ async fn serve(
     });
     let routes = embedding::router(Arc::clone(&front));
     let inspect = Arc::clone(&state) as Arc<dyn Inspect>;
-    let servers = Servers::open(args, Some(routes), inspect).await?;
+    let admitted = state.admission.subscribe();
+    let servers = Servers::open(args, Some(routes), admitted, inspect).await?;
     let loading = tokio::task::spawn_blocking(move || Loaded::new(&checkpoint, prepared.threads));
     let loaded = tokio::select! {
         loaded = loading => loaded,

@@ -314,7 +314,8 @@ impl<'a> Pod<'a> {
         });
         let routes = api.map(|front| router(Arc::new(front)));
         let inspect = Arc::clone(&state) as Arc<dyn Inspect>;
-        let servers = Servers::open(self.args, routes, inspect).await?;
+        let admitted = state.admission.subscribe();
+        let servers = Servers::open(self.args, routes, admitted, inspect).await?;
         Ok((state, servers, signals))
     }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 use axum::Router;
 use llama_contract::FailureCategory;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::args::ServeArgs;
 use crate::failure::Failure;
 use crate::server::internal::Inspect;
-use crate::server::{self, PortLimits};
+use crate::server::{self, Admission, PortLimits};
 
 /// The servers of one pod.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ impl Servers {
     pub(super) async fn open(
         args: &ServeArgs,
         api_routes: Option<Router>,
+        admission: watch::Receiver<Admission>,
         inspect: Arc<dyn Inspect>,
     ) -> Result<Self, Failure> {
         let closing = CancellationToken::new();
@@ -41,7 +43,7 @@ impl Servers {
         if let Some(routes) = api_routes {
             let listener = listen(args.bind, args.api_port).await?;
             let limits = PortLimits::default();
-            let serving = server::serve(listener, routes, closing.clone(), limits);
+            let serving = server::serve(listener, routes, admission, closing.clone(), limits);
             api = Some(tokio::spawn(serving));
         }
         Ok(Self {

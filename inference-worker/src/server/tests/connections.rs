@@ -48,7 +48,11 @@ async fn open_slow(api: &Api) -> TcpStream {
 
 #[tokio::test]
 async fn a_thousand_connections_are_answered_while_all_are_open() {
-    let api = Api::start(1, |_, _| Vec::new()).await;
+    let limits = PortLimits {
+        kept_for: PATIENCE,
+        ..PortLimits::default()
+    };
+    let api = Api::with_limits(1, |_, _| Vec::new(), limits).await;
     let mut open = Vec::new();
     for _ in 0..1000 {
         open.push(api.connect().await);
@@ -66,6 +70,46 @@ async fn a_thousand_connections_are_answered_while_all_are_open() {
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         }
     }
+}
+
+/// Asks for the models on a connection that is kept, and gives the head of the answer.
+async fn models(stream: &mut TcpStream) -> String {
+    let head = b"GET /v1/models HTTP/1.1\r\nhost: m\r\n\r\n";
+    stream.write_all(head).await.expect("writes");
+    let answer = tokio::time::timeout(PATIENCE, read_one(stream)).await;
+    answer.expect("in time")
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_a_while_and_its_last_answer_says_so() {
+    let limits = PortLimits {
+        kept_for: Duration::from_millis(300),
+        ..PortLimits::default()
+    };
+    let api = Api::with_limits(1, |_, _| Vec::new(), limits).await;
+    let mut stream = api.connect().await;
+    let first = models(&mut stream).await;
+    assert!(!first.contains("connection: close"), "{first}");
+    tokio::time::sleep(limits.kept_for).await;
+    let last = models(&mut stream).await;
+    assert!(last.contains("connection: close"), "{last}");
+    assert_eq!(stream.read(&mut [0]).await.expect("reads"), 0, "closed");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_about_to_end_keeps_no_connection() {
+    let api = Api::start(1, |_, _| Vec::new()).await;
+    let mut idle = api.connect().await;
+    models(&mut idle).await;
+    api.admit.send_replace(Admission::Draining);
+    let closed = tokio::time::timeout(PATIENCE, idle.read(&mut [0])).await;
+    assert_eq!(closed.expect("in time").expect("reads"), 0);
+    // Who comes late is told why, and to try again elsewhere.
+    let reply = api.completion(json!({})).await;
+    assert_eq!(reply.status, 503, "{}", reply.body);
+    let mut late = api.connect().await;
+    let head = models(&mut late).await;
+    assert!(head.contains("connection: close"), "{head}");
 }
 
 /// Reads one answer of a connection that stays open.

@@ -39,6 +39,7 @@ struct Api {
     heard: mpsc::UnboundedReceiver<ToEngine>,
     tokenizer: Arc<Tokenizer>,
     closing: CancellationToken,
+    admit: watch::Sender<Admission>,
 }
 
 /// What came back.
@@ -113,7 +114,7 @@ impl Api {
                 }
             }
         });
-        let (_, admission) = watch::channel(Admission::Serving);
+        let (admit, admission) = watch::channel(Admission::Serving);
         let text = model_text();
         let adapters = AdapterRack::new(engine.clone(), "m".to_owned(), AdapterRoom::NONE, None);
         let front = Front::new(FrontParts {
@@ -124,19 +125,20 @@ impl Api {
             template: text.template,
             engine,
             rack: adapters,
-            admission,
+            admission: admission.clone(),
             metrics: Arc::new(Metrics::new("m")),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let address = listener.local_addr().expect("has one");
         let closing = CancellationToken::new();
         let routes = router(Arc::new(front));
-        tokio::spawn(serve(listener, routes, closing.clone(), limits));
+        tokio::spawn(serve(listener, routes, admission, closing.clone(), limits));
         Self {
             address,
             heard,
             tokenizer,
             closing,
+            admit,
         }
     }
 
