@@ -352,3 +352,26 @@ fn what_the_first_group_answered_every_other_must_answer() {
     let names = cluster.pod_names();
     assert_eq!(expected(&mut cluster, &names[0]), None);
 }
+
+#[test]
+fn the_service_finds_no_group_that_ends() {
+    let mut cluster = up(&spec(2, 1, &json!({})), &[8]);
+    let found = |cluster: &Cluster| {
+        let service = cluster.plan().services[0].spec.clone().expect("a spec");
+        let selector = service.selector.expect("a selector");
+        let named = cluster.pods.iter().filter(|pod| {
+            let labels = pod.metadata.labels.clone().unwrap_or_default();
+            selector
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+        });
+        named.filter_map(|pod| pod.metadata.name.clone()).collect()
+    };
+    let both: Vec<String> = found(&cluster);
+    assert_eq!(both, ["m-0-0", "m-1-0"]);
+    cluster.set(&spec(1, 1, &json!({})));
+    cluster.settle();
+    let one: Vec<String> = found(&cluster);
+    assert_eq!(one, ["m-0-0"], "m-1-0 is to end and still has pods");
+    assert_eq!(cluster.pod_names(), ["m-0-0", "m-1-0"]);
+}

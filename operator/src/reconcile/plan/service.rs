@@ -11,7 +11,9 @@ use crate::{labels, names};
 /// Where clients reach the API: the first pod of every group that serves and is to go on.
 pub(super) fn client(deployment: &ValidDeployment) -> Service {
     let mut selector = labels::group_pods(&deployment.name);
-    selector.insert(labels::RANK0.to_owned(), labels::TRUE.to_owned());
+    for label in [labels::RANK0, labels::SERVING] {
+        selector.insert(label.to_owned(), labels::TRUE.to_owned());
+    }
     let spec = ServiceSpec {
         type_: Some("ClusterIP".to_owned()),
         selector: Some(selector),
