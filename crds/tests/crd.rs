@@ -7,7 +7,7 @@ use std::path::Path;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use llama_crds::v1alpha1::{
     Accelerator, ConditionType, LlamaDeployment, MAX_GROUP_ENTRIES, MAX_GROUPS, MAX_NAME_LENGTH,
-    MAX_RANKS, MIN_MEMORY_BYTES, Reason,
+    MAX_RANKS, MAX_TEXT, MIN_MEMORY_BYTES, Reason,
 };
 use serde_json::Value;
 
@@ -86,6 +86,15 @@ fn limits_of_the_schema_are_the_constants() {
     assert_eq!(replicas["maximum"].as_f64(), Some(f64::from(MAX_GROUPS)));
     let groups = &schema["properties"]["status"]["properties"]["groups"];
     assert_eq!(groups["maxItems"].as_u64(), Some(MAX_GROUP_ENTRIES as u64));
+    let group = &groups["items"]["properties"];
+    let failure = &group["lastFailure"]["properties"];
+    assert_eq!(
+        failure["rank"]["maximum"].as_f64(),
+        Some(f64::from(MAX_RANKS - 1))
+    );
+    for text in [&group["message"], &failure["message"]] {
+        assert_eq!(text["maxLength"].as_u64(), Some(MAX_TEXT as u64));
+    }
     let rules = schema["x-kubernetes-validations"].to_string();
     assert!(rules.contains(&format!("size(self.metadata.name) <= {MAX_NAME_LENGTH}")));
     let parallelism = &schema["properties"]["spec"]["properties"]["parallelism"];

@@ -4,9 +4,10 @@
 
 use std::path::Path;
 
-const PURE: [&str; 19] = [
+const PURE: [&str; 20] = [
     "src/names.rs",
     "src/labels.rs",
+    "src/reconcile/bounds.rs",
     "src/reconcile/validate.rs",
     "src/reconcile/quantity.rs",
     "src/reconcile/pods.rs",

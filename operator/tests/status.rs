@@ -6,7 +6,7 @@ mod support;
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, PodCondition};
 use llama_contract::FailureCategory;
-use llama_crds::v1alpha1::{ConditionType, LlamaDeploymentStatus, Reason};
+use llama_crds::v1alpha1::{ConditionType, LlamaDeploymentStatus, MAX_TEXT, Reason};
 use llama_operator::reconcile::apply::Applied;
 use llama_operator::reconcile::notices::notices;
 use llama_operator::reconcile::observe::Claim;
@@ -389,4 +389,57 @@ fn serving_is_an_event_and_happens_once() {
         ),
         []
     );
+}
+
+/// A rank's own words, the number of failures and what to do about it are more than the
+/// schema takes; the API server would refuse the whole status, and with it the failure.
+#[test]
+fn no_text_is_longer_than_the_schema_takes() {
+    let changes = json!({"failure": {"groupRestart": {"maxRestarts": 0}}});
+    let mut cluster = scheduled(&changes);
+    cluster.start();
+    let mut failed = report(FailureCategory::RankDied, Some(1));
+    failed.message = "rank 1 ended with signal 11; ".repeat(100);
+    cluster.fail("m-0-0", &failed);
+    cluster.round();
+    let status = cluster.status();
+    let group = &status.groups[0];
+    let failure = group.last_failure.as_ref().expect("a failure");
+    for text in [group.message.as_deref(), Some(failure.message.as_str())] {
+        let length = text.expect("a text").chars().count();
+        assert!((900..=MAX_TEXT).contains(&length), "{length} characters");
+    }
+}
+
+/// A deployment that serves.
+fn serving(changes: &Value) -> Cluster {
+    let mut cluster = Cluster::new(deployment(changes));
+    cluster.bring_up();
+    cluster
+}
+
+#[test]
+fn what_only_a_peer_tells_waits_for_the_pod_that_knows() {
+    let spec = json!({"parallelism": {"tensor": 4, "nodes": 2}});
+    let reason = |cluster: &Cluster| {
+        let failure = cluster.status().groups[0].last_failure.clone();
+        failure.map(|failure| (failure.reason, failure.rank))
+    };
+    let mut cluster = serving(&spec);
+    cluster.fail("m-0-0", &report(FailureCategory::PeerLost, None));
+    cluster.round();
+    assert_eq!(reason(&cluster), None, "the other pod has yet to tell");
+    assert_eq!(cluster.status().ready_replicas, 0);
+    cluster.advance(2);
+    cluster.fail("m-0-1", &report(FailureCategory::RankDied, Some(3)));
+    cluster.round();
+    let died = Some(("RankDied".to_owned(), Some(3)));
+    assert_eq!(reason(&cluster), died);
+
+    let mut cluster = serving(&spec);
+    cluster.fail("m-0-0", &report(FailureCategory::PeerLost, None));
+    cluster.advance(5);
+    cluster.round();
+    let lost = Some(("PeerLost".to_owned(), None));
+    assert_eq!(reason(&cluster), lost, "it is not waited for any longer");
 }

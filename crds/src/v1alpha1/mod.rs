@@ -32,6 +32,6 @@ pub use spec::{
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupStatus,
-    LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, Reason, RolloutFailure,
+    LlamaDeploymentStatus, MAX_GROUP_ENTRIES, MAX_SELF_TESTS, MAX_TEXT, Reason, RolloutFailure,
     RolloutStatus, SelfTestRecord,
 };

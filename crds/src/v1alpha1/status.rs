@@ -11,6 +11,9 @@ use super::{DeploymentPlan, FailedInspection};
 /// Most entries of `status.groups`: it bounds the size of the object.
 pub const MAX_GROUP_ENTRIES: usize = 64;
 
+/// Longest text of status, in characters, besides those of conditions.
+pub const MAX_TEXT: usize = 1024;
+
 /// Most golden answers on record.
 pub const MAX_SELF_TESTS: usize = 8;
 
@@ -260,7 +263,7 @@ pub struct RolloutFailure {
 pub struct GroupFailure {
     /// The rank that failed first, when one did.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 63))]
+    #[schemars(range(min = 0, max = 255))]
     pub rank: Option<i32>,
 
     /// The node that ran it.

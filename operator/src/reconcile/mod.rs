@@ -5,6 +5,7 @@
 //! sees and leaves the rest to the next event.
 
 pub mod apply;
+pub mod bounds;
 pub mod failure;
 pub mod fit;
 pub mod fit_words;
@@ -210,6 +211,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     let applied = apply::apply(context, &namespace, &plan, &observed, now).await?;
     plan.note_room(&applied.no_room);
     let status = status::of_plan(&deployment, &plan, &applied, &previous, generation, now);
+    let status = bounds::bounded(status);
     for group in plan
         .groups
         .iter()

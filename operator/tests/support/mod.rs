@@ -22,6 +22,7 @@ use llama_crds::v1alpha1::{
 };
 use llama_operator::cluster::capacity::{Amounts, NodeRoom};
 use llama_operator::reconcile::apply::Applied;
+use llama_operator::reconcile::bounds::bounded;
 use llama_operator::reconcile::observe::{Claim, LeaderState, Observed};
 use llama_operator::reconcile::plan::{
     self, INSPECT_CONTAINER, Plan, WORKER_CONTAINER, WorkerSettings,
@@ -202,6 +203,7 @@ impl Cluster {
         let applied = Applied::default();
         let generation = self.object.metadata.generation;
         let status = status::of_plan(&valid, &plan, &applied, &previous, generation, self.now);
+        let status = bounded(status);
         if status != previous && may_write() {
             self.object.status = Some(status);
         }
