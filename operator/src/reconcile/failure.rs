@@ -30,7 +30,10 @@ pub struct Cause {
     pub concerns_model: bool,
     /// Whether somebody took the pod away: no fault of the group.
     pub is_disruption: bool,
-    at: Timestamp,
+    /// Whether only a peer tells of it: the pod where it happened may have more to say.
+    pub is_hearsay: bool,
+    /// When it happened.
+    pub at: Timestamp,
 }
 
 impl Cause {
@@ -146,6 +149,7 @@ fn of_container(
         permanent,
         concerns_model: category.is_some_and(FailureCategory::concerns_model),
         is_disruption: false,
+        is_hearsay: category == Some(FailureCategory::PeerLost),
         at,
     }
 }
@@ -191,6 +195,7 @@ fn of_deletion(pod: &PodView<'_>) -> Cause {
         permanent: false,
         concerns_model: false,
         is_disruption: true,
+        is_hearsay: false,
         at: asked,
     }
 }
@@ -216,6 +221,7 @@ fn of_pod_status(pod: &PodView<'_>) -> Cause {
         permanent: false,
         concerns_model: false,
         is_disruption,
+        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }
@@ -231,6 +237,7 @@ pub fn vanished(pod: &str) -> Cause {
         permanent: false,
         concerns_model: false,
         is_disruption: true,
+        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }

@@ -19,6 +19,11 @@ use crate::reconcile::pods::PodView;
 /// Time between two tries to find room for a group.
 const ROOM_EVERY: Duration = Duration::from_secs(2);
 
+/// How long a cause that only a peer has told may be bettered by the pod that it is about,
+/// and the time between two looks.
+const HEAR_WITHIN: Duration = Duration::from_secs(5);
+const HEAR_EVERY: Duration = Duration::from_secs(1);
+
 impl Group<'_> {
     /// The group is wanted.
     pub(super) fn keep(&self, mut status: GroupStatus) -> GroupPlan {
@@ -28,7 +33,7 @@ impl Group<'_> {
             .partition(|pod| pod.epoch == status.epoch && pod.revision == status.revision);
         status.nodes = nodes(if mine.is_empty() { &old } else { &mine });
         self.forget_old_failures(&mut status);
-        let plan = GroupPlan::new(status, &self.pods);
+        let mut plan = GroupPlan::new(status, &self.pods);
         if !old.is_empty() {
             return self.clear(plan, &old);
         }
@@ -37,9 +42,21 @@ impl Group<'_> {
         }
         let memory = &self.situation.deployment.memory;
         match failure::cause(&mine, memory).or_else(|| self.hole(&plan.status, &mine)) {
+            Some(cause) if self.may_hear_more(&cause, &mine) => {
+                plan.wake_after = Some(HEAR_EVERY);
+                let message = format!("{} The cause is yet to be told.", sentence(&cause.message));
+                plan.in_phase(GroupPhase::Unready, message)
+            }
             Some(cause) => self.fail(plan, &mine, cause),
             None => self.run(plan, &mine),
         }
+    }
+
+    /// Whether only a peer has told of a failure, and pods that run may know its cause: they
+    /// end a moment later.
+    fn may_hear_more(&self, cause: &Cause, mine: &[PodView<'_>]) -> bool {
+        let runs = mine.iter().any(|pod| !pod.has_ended());
+        cause.is_hearsay && runs && self.since(&Time(cause.at)) < HEAR_WITHIN
     }
 
     fn forget_old_failures(&self, status: &mut GroupStatus) {
