@@ -390,14 +390,19 @@ fn read<K: DeserializeOwned>(value: &Value) -> Result<K, Error> {
     K::deserialize(value).map_err(Error::Encode)
 }
 
-/// Whether every field of `planned` has its value in `live`, whatever else that has.
+/// Whether every field of `planned` has its value in `live`, whatever else that has. A
+/// selector must have nothing else: each further label leaves pods out.
 fn includes(live: &Value, planned: &Value) -> bool {
     use Value::{Array, Object};
     match (live, planned) {
         (Object(live), Object(planned)) => planned
             .iter()
             .filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind"))
-            .all(|(key, value)| live.get(key).is_some_and(|live| includes(live, value))),
+            .all(|(key, value)| match live.get(key) {
+                Some(live) if key == "selector" => live == value,
+                Some(live) => includes(live, value),
+                None => false,
+            }),
         (Array(live), Array(planned)) => {
             live.len() == planned.len()
                 && live
@@ -434,6 +439,14 @@ mod tests {
         assert!(!includes(&json!({"a": 2, "list": [{"x": 1}]}), &planned));
         assert!(!includes(&json!({"a": 1, "list": []}), &planned));
         assert!(!includes(&json!({"list": [{"x": 1}]}), &planned));
+    }
+
+    #[test]
+    fn a_label_more_in_a_selector_is_a_difference() {
+        let planned = json!({"spec": {"selector": {"a": "1"}}});
+        assert!(includes(&planned, &planned));
+        let more = json!({"spec": {"selector": {"a": "1", "b": "2"}}});
+        assert!(!includes(&more, &planned));
     }
 
     #[test]
