@@ -31,6 +31,8 @@ pub struct Cluster {
     pub states: States,
     /// What nodes have free.
     pub capacity: Capacity,
+    /// How often a node was closed or opened: each time, groups may have to move.
+    pub closings: tokio::sync::watch::Sender<u64>,
     /// Held while nodes are chosen for a group, so that no two choose the same.
     pub placing: tokio::sync::Mutex<()>,
     statuses: Mutex<HashMap<String, WrittenStatus>>,
