@@ -30,13 +30,16 @@ pub struct Cause {
     pub concerns_model: bool,
     /// Whether somebody took the pod away: no fault of the group.
     pub is_disruption: bool,
-    /// Whether only a peer tells of it: the pod where it happened may have more to say.
-    pub is_hearsay: bool,
     /// When it happened.
     pub at: Timestamp,
 }
 
 impl Cause {
+    /// Whether only a peer tells of it: the pod where it happened may have more to say.
+    pub fn is_hearsay(&self) -> bool {
+        self.reason == FailureCategory::PeerLost.as_str()
+    }
+
     /// The cause as status holds it.
     pub fn to_status(&self, now: Timestamp) -> GroupFailure {
         GroupFailure {
@@ -149,7 +152,6 @@ fn of_container(
         permanent,
         concerns_model: category.is_some_and(FailureCategory::concerns_model),
         is_disruption: false,
-        is_hearsay: category == Some(FailureCategory::PeerLost),
         at,
     }
 }
@@ -195,7 +197,6 @@ fn of_deletion(pod: &PodView<'_>) -> Cause {
         permanent: false,
         concerns_model: false,
         is_disruption: true,
-        is_hearsay: false,
         at: asked,
     }
 }
@@ -221,7 +222,6 @@ fn of_pod_status(pod: &PodView<'_>) -> Cause {
         permanent: false,
         concerns_model: false,
         is_disruption,
-        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }
@@ -237,7 +237,6 @@ pub fn vanished(pod: &str) -> Cause {
         permanent: false,
         concerns_model: false,
         is_disruption: true,
-        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }
