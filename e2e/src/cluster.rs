@@ -125,7 +125,7 @@ pub struct Cluster {
 /// A process in a container, as its node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeProcess {
-    /// Its number on the node, to be used with [`Cluster::kill`].
+    /// Its number on the node, to be used with [`Cluster::signal`].
     pub pid: u32,
     /// Its command line.
     pub arguments: Vec<String>,
@@ -272,19 +272,23 @@ impl Cluster {
         ClusterError::OnlyKubeconfig { action, name }
     }
 
-    /// Runs a command line on the node `node` and returns what it prints.
-    pub async fn on_node(&self, node: &str, line: &[&str]) -> Result<String, ClusterError> {
-        let prefix = match self.provider {
+    /// The words to put before a command line so that it runs on the node `node`.
+    pub fn node_prefix(&self, node: &str) -> Result<Vec<String>, ClusterError> {
+        match self.provider {
             Provider::Local => {
                 let layout = Layout::new(&self.name)?;
                 let name = self.name.clone();
-                Namespace::find(&layout)?
-                    .ok_or(ClusterError::Unknown { name })?
-                    .prefix()
+                let namespace = Namespace::find(&layout)?.ok_or(ClusterError::Unknown { name })?;
+                Ok(namespace.prefix())
             }
-            Provider::Kind => Kind::node_prefix(node),
-            Provider::Kubeconfig => return Err(self.only_kubeconfig("a command on a node")),
-        };
+            Provider::Kind => Ok(Kind::node_prefix(node)),
+            Provider::Kubeconfig => Err(self.only_kubeconfig("a command on a node")),
+        }
+    }
+
+    /// Runs a command line on the node `node` and returns what it prints.
+    pub async fn on_node(&self, node: &str, line: &[&str]) -> Result<String, ClusterError> {
+        let prefix = self.node_prefix(node)?;
         let mut words = prefix
             .iter()
             .map(String::as_str)
@@ -317,11 +321,17 @@ impl Cluster {
         Ok(parse_processes(&text))
     }
 
-    /// Kills a process of a pod on `node` with signal KILL.
-    pub async fn kill(&self, node: &str, process: &NodeProcess) -> Result<(), ClusterError> {
+    /// Sends the signal `signal`, such as KILL, to a process of a pod on `node`.
+    pub async fn signal(
+        &self,
+        node: &str,
+        process: &NodeProcess,
+        signal: &str,
+    ) -> Result<(), ClusterError> {
         let pid = process.pid.to_string();
         // `kill` is a word of the shell, and not every node has it as a program.
-        self.on_node(node, &["sh", "-c", "kill -9 \"$0\"", &pid])
+        let script = "kill -s \"$1\" \"$0\"";
+        self.on_node(node, &["sh", "-c", script, &pid, signal])
             .await
             .map(|_| ())
     }

@@ -308,7 +308,7 @@ async fn volumes_and_processes(cluster: &Cluster) -> anyhow::Result<()> {
     let node = node.as_str().context("a node")?;
     ensure!(cluster.on_node(node, &["cat", &inside]).await? == "weights");
 
-    cluster.kill(node, process).await?;
+    cluster.signal(node, process, "KILL").await?;
     cluster
         .wait_for("default", "a restart", PODS_WITHIN, async || {
             let pod = cluster.get(["pod", "client"]).await.unwrap_or_default();

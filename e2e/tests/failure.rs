@@ -47,7 +47,7 @@ async fn kill_during_an_answer(place: &Place, rank: i64) -> anyhow::Result<()> {
     let forward = place.forward(NAME).await?;
     let mut question = forward.ask(NAME, LONG, 1900)?;
     question.begun().await?;
-    place.cluster.kill(node, process).await?;
+    place.cluster.signal(node, process, "KILL").await?;
     let (answered, _, said) = question.end().await?;
     ensure!(
         !answered,

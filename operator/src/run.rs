@@ -334,6 +334,7 @@ fn controller(
     let store = controller.store();
     controller
         .reconcile_on(watch::children(context, namespace))
+        .reconcile_all_on(watch::closings(context))
         .watches(
             scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
             watch::all(),

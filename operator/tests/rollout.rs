@@ -4,6 +4,7 @@
 
 mod support;
 
+use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
 use llama_contract::FailureCategory;
 use llama_crds::v1alpha1::{ConditionType, DrainReason, GroupPhase, RolloutStrategy};
 use serde_json::{Value, json};
@@ -85,6 +86,61 @@ fn with_room_a_new_group_starts_before_an_old_one_ends() {
 }
 
 #[test]
+fn room_for_one_more_group_is_used_one_group_at_a_time() {
+    let mut cluster = up(&spec(2, 1, &json!({})), &[2]);
+    cluster.set(&spec(2, 2, &json!({})));
+    cluster.round();
+    assert_eq!(mode(&cluster), RolloutStrategy::Surge);
+    // Its pod has got a node, which is full now; the kubelet has yet to say a word.
+    cluster.nodes(&[0]);
+    cluster.settle();
+    assert!(cluster.table().iter().all(|group| group.3.is_none()));
+    cluster.schedule();
+    cluster.start();
+    cluster.make_ready();
+    cluster.settle();
+    cluster.advance(4);
+    cluster.settle();
+    let ending = |cluster: &Cluster| {
+        let table = cluster.table();
+        table.iter().filter(|group| group.3.is_some()).count()
+    };
+    assert_eq!(ending(&cluster), 1, "the room of the first is waited for");
+    assert_eq!(mode(&cluster), RolloutStrategy::Surge);
+    let said = message(&cluster);
+    assert!(said.contains("waiting for group 1 to end"), "{said}");
+    cluster.finish_deletions();
+    cluster.nodes(&[2]);
+    assert_eq!(run(&mut cluster), 2);
+    assert_eq!(revisions(&cluster).len(), 1);
+}
+
+#[test]
+fn a_new_group_whose_place_was_taken_gets_that_of_an_old_one() {
+    let mut cluster = up(&spec(2, 1, &json!({})), &[2]);
+    cluster.set(&spec(2, 2, &json!({})));
+    cluster.round();
+    cluster.nodes(&[0]);
+    let refusal = PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        reason: Some("Unschedulable".to_owned()),
+        message: Some("0/1 nodes are available".to_owned()),
+        ..PodCondition::default()
+    };
+    cluster.pod_mut("m-2-0").status = Some(PodStatus {
+        phase: Some("Pending".to_owned()),
+        conditions: Some(vec![refusal]),
+        ..PodStatus::default()
+    });
+    cluster.round();
+    assert_eq!(mode(&cluster), RolloutStrategy::DrainThenReplace);
+    let said = message(&cluster);
+    assert!(said.contains("its place was taken meanwhile"), "{said}");
+    assert_eq!(cluster.table()[1].3, Some(DrainReason::Replaced));
+}
+
+#[test]
 fn without_room_an_old_group_ends_first() {
     let mut cluster = up(&spec(2, 1, &json!({})), &[1]);
     cluster.set(&spec(2, 2, &json!({})));
@@ -96,6 +152,20 @@ fn without_room_an_old_group_ends_first() {
     assert_eq!(ends, Some(DrainReason::Replaced));
     assert_eq!(run(&mut cluster), 1);
     assert_eq!(revisions(&cluster).len(), 1);
+}
+
+#[test]
+fn a_second_group_does_not_end_before_the_first_is_replaced() {
+    let rollout = json!({"minAvailable": 1});
+    let mut cluster = up(&spec(3, 1, &rollout), &[0]);
+    cluster.set(&spec(3, 2, &rollout));
+    cluster.settle();
+    assert_eq!(mode(&cluster), RolloutStrategy::DrainThenReplace);
+    let said = message(&cluster);
+    assert!(said.contains("once group 2 has ended"), "{said}");
+    let table = cluster.table();
+    let ending = table.iter().filter(|group| group.3.is_some()).count();
+    assert_eq!(ending, 1);
 }
 
 #[test]
@@ -332,6 +402,15 @@ fn a_group_moves_off_a_node_that_is_closed_once_another_has_room() {
     cluster.observed.closed_nodes.insert("node-1".to_owned());
     cluster.settle();
     assert_eq!(cluster.pod_names(), ["m-0-0"], "it stays where it is");
+    let said = message(&cluster);
+    assert!(
+        said.contains("node-1 takes no new pods") && said.contains("node-0 has 0"),
+        "{said}"
+    );
+    let (ready, _) = cluster.condition(ConditionType::Ready);
+    assert_eq!(ready, "True/AllGroupsReady");
+    let wakes = cluster.plan().wake_after();
+    assert!(wakes.is_some(), "no event tells that another node has room");
     cluster.nodes(&[0, 8]);
     cluster.round();
     assert_eq!(cluster.pod_names(), ["m-0-0", "m-1-0"]);

@@ -3,6 +3,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod births;
+pub(crate) mod clients;
+pub(crate) mod small;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,11 +26,17 @@ pub(crate) const OPENAI_PYTHON_VARIABLE: &str = "LLAMA_E2E_OPENAI_PYTHON";
 pub(crate) const READY_WITHIN: Duration = Duration::from_mins(3);
 /// How long the operator may take to say what is wrong.
 pub(crate) const SAID_WITHIN: Duration = Duration::from_mins(1);
-const GONE_WITHIN: Duration = Duration::from_mins(2);
+/// How long anything may be left once nobody is being answered any more.
+pub(crate) const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// What the operator makes.
+pub(crate) const CHILDREN: &str = "pods,services,secrets,poddisruptionbudgets,controllerrevisions";
 const FORWARD_WITHIN: Duration = Duration::from_secs(20);
 const ANSWER_WITHIN: Duration = Duration::from_mins(2);
 const IMAGE: &str = "llama-operator/smollm2-135m-instruct:q4_1";
 pub(crate) const MODEL_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// What the namespace of a test has.
+const TEST_LABEL: &str = "llmops.dev/e2e=true";
 
 /// The repository's folder.
 pub(crate) fn repository() -> PathBuf {
@@ -52,12 +62,15 @@ pub(crate) async fn place(namespace: &str) -> anyhow::Result<Option<Place>> {
         cluster,
         namespace: namespace.to_owned(),
     };
-    place.remove_namespace().await?;
+    // A test that failed has left its pods, and they take room.
+    place
+        .kubectl(["delete", "namespace", "--selector", TEST_LABEL])
+        .await?;
     place.kubectl(["create", "namespace", namespace]).await?;
     // Worker pods must be admitted where the strictest standard is enforced.
     let standard = "pod-security.kubernetes.io/enforce=restricted";
     place
-        .kubectl(["label", "namespace", namespace, standard])
+        .kubectl(["label", "namespace", namespace, standard, TEST_LABEL])
         .await?;
     Ok(Some(place))
 }
@@ -182,14 +195,14 @@ impl Place {
     /// Waits until no object of the LlamaDeployment `name` is left in the namespace.
     pub(crate) async fn wait_gone(&self, name: &str) -> anyhow::Result<()> {
         let selector = format!("llmops.dev/deployment={name}");
-        let kinds = "pods,services,secrets,endpointslices";
+        let kinds = format!("{CHILDREN},endpointslices");
         self.cluster
             .wait_for(
                 &self.namespace,
                 &format!("end of {name}"),
                 GONE_WITHIN,
                 async || {
-                    let left = self.get([kinds, "--selector", &selector]).await;
+                    let left = self.get([&kinds, "--selector", &selector]).await;
                     let itself = self.kubectl(["get", "ld", "--output", "name"]).await;
                     match (left, itself) {
                         (Ok(left), Ok(itself))
@@ -289,19 +302,9 @@ impl Forward {
 
     /// Begins to ask for an answer of up to `tokens` tokens, as a stream.
     pub(crate) fn ask(&self, model: &str, question: &str, tokens: u32) -> anyhow::Result<Question> {
-        Self::ask_at(&self.url(), model, question, tokens)
-    }
-
-    /// The same at any base URL.
-    pub(crate) fn ask_at(
-        url: &str,
-        model: &str,
-        question: &str,
-        tokens: u32,
-    ) -> anyhow::Result<Question> {
         let mut child = Command::new("python3")
             .arg(repository().join("e2e/clients/ask.py"))
-            .args([url, model, question, &tokens.to_string()])
+            .args([&self.url(), model, question, &tokens.to_string()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)

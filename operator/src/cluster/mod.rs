@@ -36,6 +36,8 @@ pub struct Cluster {
     pub states: States,
     /// What nodes have free.
     pub capacity: Capacity,
+    /// How often a node was closed or opened: each time, groups may have to move.
+    pub closings: tokio::sync::watch::Sender<u64>,
     statuses: Mutex<HashMap<String, WrittenStatus>>,
 }
 

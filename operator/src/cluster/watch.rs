@@ -93,7 +93,14 @@ pub async fn capacity(context: Arc<Context>) {
     let alive = "status.phase!=Succeeded,status.phase!=Failed";
     let nodes = watcher(nodes, all()).default_backoff().for_each(|event| {
         match event {
-            Ok(event) => context.cluster.capacity.take_node(event),
+            Ok(event) => {
+                let cluster = &context.cluster;
+                let before = cluster.capacity.closed();
+                cluster.capacity.take_node(event);
+                if cluster.capacity.closed() != before {
+                    cluster.closings.send_modify(|count| *count += 1);
+                }
+            }
             Err(error) => failed(&context, &error),
         }
         ready(())
@@ -108,6 +115,15 @@ pub async fn capacity(context: Arc<Context>) {
             ready(())
         });
     tokio::join!(nodes, pods);
+}
+
+/// Tells each time that a node was closed or opened.
+pub fn closings(context: &Context) -> impl Stream<Item = ()> + Send + use<> {
+    let told = context.cluster.closings.subscribe();
+    futures::stream::unfold(told, async |mut told| {
+        told.changed().await.ok()?;
+        Some(((), told))
+    })
 }
 
 fn failed(context: &Context, error: &watcher::Error) {

@@ -28,13 +28,16 @@ pub struct Cause {
     pub permanent: bool,
     /// Whether somebody took the pod away: no fault of the group.
     pub is_disruption: bool,
-    /// Whether only a peer tells of it: the pod where it happened may have more to say.
-    pub is_hearsay: bool,
     /// When it happened.
     pub at: Timestamp,
 }
 
 impl Cause {
+    /// Whether only a peer tells of it: the pod where it happened may have more to say.
+    pub fn is_hearsay(&self) -> bool {
+        self.reason == FailureCategory::PeerLost.as_str()
+    }
+
     /// The cause as status holds it.
     pub fn to_status(&self, now: Timestamp) -> GroupFailure {
         GroupFailure {
@@ -146,7 +149,6 @@ fn of_container(
         pod: pod.name.to_owned(),
         permanent,
         is_disruption: false,
-        is_hearsay: category == Some(FailureCategory::PeerLost),
         at,
     }
 }
@@ -191,7 +193,6 @@ fn of_deletion(pod: &PodView<'_>) -> Cause {
         pod: pod.name.to_owned(),
         permanent: false,
         is_disruption: true,
-        is_hearsay: false,
         at: asked,
     }
 }
@@ -216,7 +217,6 @@ fn of_pod_status(pod: &PodView<'_>) -> Cause {
         pod: pod.name.to_owned(),
         permanent: false,
         is_disruption,
-        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }
@@ -231,7 +231,6 @@ pub fn vanished(pod: &str) -> Cause {
         pod: pod.to_owned(),
         permanent: false,
         is_disruption: true,
-        is_hearsay: false,
         at: Timestamp::MAX,
     }
 }

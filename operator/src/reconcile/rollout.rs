@@ -18,7 +18,7 @@ pub enum Condition {
     Failed,
     /// It failed and is created again.
     Restarting,
-    /// It has yet to serve, and its pods have no node.
+    /// It has yet to serve, and there was no node for its pods.
     Unplaced,
     /// It has yet to serve.
     Starting,
@@ -94,6 +94,8 @@ pub struct Decision {
     pub mode: Option<RolloutStrategy>,
     /// What is going on, in a sentence; empty when all groups are as wanted.
     pub message: String,
+    /// Whether the next step waits until a node has room, of which no event tells.
+    pub waits_for_room: bool,
 }
 
 /// Decides the next step.
@@ -102,7 +104,9 @@ pub fn decide(question: &Question<'_>) -> Decision {
     let mut decision = Decision::default();
     step.shrink(&mut decision);
     step.grow(&mut decision);
-    if decision.drain.is_empty() && decision.create.is_empty() {
+    // A mode by now means that a group in its place is waited for.
+    let is_quiet = decision.drain.is_empty() && decision.create.is_empty();
+    if is_quiet && decision.mode.is_none() {
         step.replace(&mut decision);
     }
     decision
@@ -193,12 +197,7 @@ impl<'a> Step<'a> {
         back.truncate(missing);
         let missing = missing - back.len();
         decision.keep = back;
-        let ending = self
-            .question
-            .members
-            .iter()
-            .find(|member| member.leaving == Some(DrainReason::Replaced));
-        if let (Some(ending), true) = (ending, missing > 0)
+        if let (Some(ending), true) = (self.replaced(), missing > 0)
             && *self.question.room != Room::Fits
         {
             decision.mode = Some(RolloutStrategy::DrainThenReplace);
@@ -210,6 +209,14 @@ impl<'a> Step<'a> {
         }
         decision.as_before = self.stands_still() && self.staying.iter().any(|it| !it.is_updated);
         decision.create = self.free_indices(missing);
+    }
+
+    /// A group that ends to make room for another.
+    fn replaced(&self) -> Option<&'a Member> {
+        let members = self.question.members.iter();
+        members
+            .into_iter()
+            .find(|member| member.leaving == Some(DrainReason::Replaced))
     }
 
     fn stands_still(&self) -> bool {
@@ -319,6 +326,17 @@ impl<'a> Step<'a> {
             decision.drain.push((member.index, DrainReason::Replaced));
             return;
         }
+        if let (RolloutStrategy::Auto, Room::Full(_), Some(ending)) =
+            (strategy, self.question.room, self.replaced())
+        {
+            decision.mode = Some(RolloutStrategy::Surge);
+            decision.message = format!(
+                "waiting for group {} to end, {} to move: the next one needs its room",
+                ending.index,
+                groups(self.to_move)
+            );
+            return;
+        }
         match (strategy, self.question.room) {
             (RolloutStrategy::Surge, _) | (RolloutStrategy::Auto, Room::Fits) => {
                 decision.mode = Some(RolloutStrategy::Surge);
@@ -353,6 +371,7 @@ impl<'a> Step<'a> {
         };
         if serving <= least && victim.condition == Condition::Ready {
             decision.mode = None;
+            decision.waits_for_room = true;
             decision.message = format!(
                 "waiting for room: a further group does not fit now ({why}), and ending one of \
                  {serving} that serve would leave fewer than minAvailable {least}"
@@ -397,6 +416,7 @@ impl<'a> Step<'a> {
                 );
             }
             Room::Full(why) => {
+                decision.waits_for_room = true;
                 decision.message = format!(
                     "node {node} takes no new pods, and no other has room for group {index} \
                      ({why}); it stays where it is"

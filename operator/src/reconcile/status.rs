@@ -267,11 +267,11 @@ impl<'a> View<'a> {
 
     fn rollout(&self, previous: &LlamaDeploymentStatus, now: Timestamp) -> Option<RolloutStatus> {
         let (course, decision) = (&self.plan.course, &self.plan.decision);
-        let replaced = self.plan.groups.iter().any(|group| {
-            let drain = group.status.drain.as_ref();
-            drain.is_some_and(|drain| drain.reason == DrainReason::Replaced)
-        });
-        if self.outdated() == 0 && course.failure.is_none() && !replaced {
+        let groups = self.plan.groups.iter();
+        let mut drains = groups.filter_map(|group| group.status.drain.as_ref());
+        let replaced = drains.any(|drain| drain.reason == DrainReason::Replaced);
+        let moves = self.outdated() > 0 || course.failure.is_some() || replaced;
+        if !moves && decision.message.is_empty() {
             return None;
         }
         let ready = self.updated().filter(|group| group.is_ready()).count();

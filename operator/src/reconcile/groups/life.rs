@@ -61,7 +61,7 @@ impl Group<'_> {
     /// end a moment later.
     fn may_hear_more(&self, cause: &Cause, mine: &[PodView<'_>]) -> bool {
         let runs = mine.iter().any(|pod| !pod.has_ended());
-        cause.is_hearsay && runs && self.since(&Time(cause.at)) < HEAR_WITHIN
+        cause.is_hearsay() && runs && self.since(&Time(cause.at)) < HEAR_WITHIN
     }
 
     fn forget_old_failures(&self, status: &mut GroupStatus) {

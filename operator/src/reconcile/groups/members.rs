@@ -7,6 +7,7 @@ use llama_crds::v1alpha1::{
 use super::{GroupPlan, NewPods, Situation};
 use crate::reconcile::policy::RolloutPolicy;
 use crate::reconcile::rollout::{Condition, Decision, Member, Question, Room, decide as step};
+use crate::reconcile::waiting;
 
 /// Which revision groups move to, and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,6 +222,7 @@ fn member(situation: &Situation<'_>, course: &Course, plan: &GroupPlan) -> Membe
     let condition = match status.phase {
         GroupPhase::Failed => Condition::Failed,
         GroupPhase::Restarting => Condition::Restarting,
+        GroupPhase::Scheduling if is_on_its_way(situation, status) => Condition::Starting,
         GroupPhase::Waiting | GroupPhase::Scheduling => Condition::Unplaced,
         GroupPhase::Fetching | GroupPhase::LoadingWeights | GroupPhase::Draining => {
             Condition::Starting
@@ -246,6 +248,16 @@ fn member(situation: &Situation<'_>, course: &Course, plan: &GroupPlan) -> Membe
             .cloned(),
         was_deleted: deleted,
     }
+}
+
+/// Whether nobody has found that there is no node for a pod of the group. What its pods
+/// need may count as taken already, since nodes are heard of before pods are.
+fn is_on_its_way(situation: &Situation<'_>, status: &GroupStatus) -> bool {
+    situation
+        .pods
+        .iter()
+        .filter(|pod| u32::try_from(status.index) == Ok(pod.group) && pod.epoch == status.epoch)
+        .all(|pod| !pod.is_gated() && waiting::of_scheduling(pod).is_none())
 }
 
 /// Whether it matters how busy groups are: one of several is to end, or one that ends may

@@ -37,6 +37,9 @@ pub(crate) use revision::fnv1a;
 pub use revision::revision;
 pub use secret::TOKEN_KEY;
 
+/// Time between two looks for room that a rollout or a closed node waits for.
+const ROOM_EVERY: Duration = Duration::from_secs(5);
+
 /// What all worker pods of this operator share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerSettings {
@@ -127,6 +130,7 @@ impl Plan {
             .iter()
             .filter_map(|group| group.wake_after)
             .chain(self.fit.wake_after)
+            .chain(self.decision.waits_for_room.then_some(ROOM_EVERY))
             .min()
     }
 }
