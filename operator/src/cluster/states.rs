@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use llama_contract::{INTERNAL_PORT, RankMemory, STATE_PATH, StateReport};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::reconcile::observe::PodState;
 
@@ -147,7 +148,8 @@ impl States {
 
     async fn put(&self, question: &Question) {
         let asked = Instant::now();
-        let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(question.address)).await;
+        let socket = SocketAddr::new(question.address, INTERNAL_PORT);
+        let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(socket)).await;
         let now = Instant::now();
         let mut told = self.lock();
         told.retain(|_, told| told.asked.elapsed() < FORGOTTEN_AFTER);
@@ -191,15 +193,15 @@ fn memory(report: &StateReport) -> Option<Vec<RankMemory>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// One `GET` of a worker's state.
-async fn fetch(address: IpAddr) -> Result<StateReport, String> {
+/// One `GET` of a worker's state. The connection ends with it, also where nobody waits for
+/// the answer any more.
+async fn fetch(socket: SocketAddr) -> Result<StateReport, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let socket = SocketAddr::new(address, INTERNAL_PORT);
     let stream = TcpStream::connect(socket).await.map_err(|e| text(&e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| text(&e))?;
-    let connection = tokio::spawn(connection);
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let request = Request::get(STATE_PATH)
         .header("host", socket.to_string())
         .body(Empty::<Bytes>::new())
@@ -207,13 +209,28 @@ async fn fetch(address: IpAddr) -> Result<StateReport, String> {
     let response = sender.send_request(request).await.map_err(|e| text(&e))?;
     let body = Limited::new(response.into_body(), MOST_BYTES);
     let body = body.collect().await.map_err(|e| text(&e))?.to_bytes();
-    connection.abort();
     serde_json::from_slice(&body).map_err(|e| text(&e))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn nothing_stays_open_to_a_worker_that_does_not_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let socket = listener.local_addr().expect("an address");
+        let asked = tokio::spawn(timeout(Duration::from_millis(300), fetch(socket)));
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        asked.await.expect("ran").expect_err("no answer");
+        let mut request = Vec::new();
+        let end = timeout(Duration::from_secs(10), stream.read_to_end(&mut request)).await;
+        end.expect("the connection has ended")
+            .expect("as it should");
+    }
 
     #[tokio::test]
     async fn early_questions_have_bounds() {

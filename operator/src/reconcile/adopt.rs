@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{ObjectMeta, Patch, PatchParams};
 use kube::{Api, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -73,6 +74,7 @@ impl Work<'_> {
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
             + Clone
             + std::fmt::Debug
+            + Serialize
             + DeserializeOwned,
     {
         let namespace = &self.deployment.namespace;
@@ -96,7 +98,7 @@ impl Work<'_> {
             }});
             match api.patch(name, &params, &Patch::Merge(&patch)).await {
                 Ok(written) => {
-                    store.wrote(written);
+                    store.wrote(&written);
                     self.adopted.push(format!("{kind} {name}"));
                 }
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}

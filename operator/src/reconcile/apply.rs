@@ -135,7 +135,7 @@ struct Work<'a> {
 /// A kind that is cached as `Self`, whatever it was written as.
 trait Cached: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
 where
-    Self: Sized + Clone + std::fmt::Debug + DeserializeOwned,
+    Self: Sized + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
 {
 }
 
@@ -192,7 +192,7 @@ impl Work<'_> {
             if ours.is_some() {
                 self.applied.restored.push(format!("{kind} {name}"));
             }
-            store.wrote(object);
+            store.wrote(&object);
         }
         Ok(())
     }
@@ -219,7 +219,7 @@ impl Work<'_> {
             return Ok(());
         }
         if let Some(written) = self.settle(result, &attempt, &name)? {
-            store.wrote(written);
+            store.wrote(&written);
         }
         Ok(())
     }
@@ -246,7 +246,7 @@ impl Work<'_> {
                         .deletion_grace_period_seconds
                         .is_some_and(|time| time > 0)
                     {
-                        store.wrote(object);
+                        store.wrote(&object);
                     } else {
                         store.removed(&object);
                     }
@@ -281,7 +281,7 @@ impl Work<'_> {
             "send clients away from pod"
         };
         if let Some(written) = self.patch_pod(&hook.pod, &patch, attempt).await? {
-            self.context.cluster.pods.wrote(read(&written)?);
+            self.context.cluster.pods.wrote(&read(&written)?);
         }
         Ok(())
     }
@@ -346,7 +346,7 @@ impl Work<'_> {
             if let Some(written) = written {
                 let cluster = &self.context.cluster;
                 cluster.capacity.wrote(&read::<PlacedPod>(&written)?);
-                cluster.pods.wrote(read(&written)?);
+                cluster.pods.wrote(&read(&written)?);
             }
         }
         Ok(())
@@ -381,7 +381,12 @@ impl Work<'_> {
         let deployment = deployment.cloned().unwrap_or_default();
         let ranks = names::ranks_service(&deployment);
         let key = (self.namespace.to_owned(), deployment);
-        let services = self.context.cluster.services.of(&key);
+        let services = self
+            .context
+            .cluster
+            .services
+            .of(&key)
+            .map_err(Error::Encode)?;
         let ranks = services.iter().find(|service| service.name_any() == ranks);
         let Some(owner) = ranks.and_then(|service| service.owner_ref(&())) else {
             // It was refused, which status tells; the next round tries both again.
