@@ -4,7 +4,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, ServicePort, Taint};
+use k8s_openapi::api::core::v1::{
+    ContainerStateTerminated, ContainerStateWaiting, PodCondition, ServicePort, Taint,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
@@ -137,10 +139,34 @@ pub struct WorkerPodStatus {
     pub conditions: Vec<PodCondition>,
     /// Its containers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub container_statuses: Vec<ContainerStatus>,
+    pub container_statuses: Vec<ContainerView>,
     /// Its containers of initialization.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub init_container_statuses: Vec<ContainerStatus>,
+    pub init_container_statuses: Vec<ContainerView>,
+}
+
+/// How a container is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerView {
+    /// Its name.
+    pub name: String,
+    /// Its image.
+    #[serde(default)]
+    pub image: String,
+    /// What it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<ContainerViewState>,
+}
+
+/// What a container does, unless it runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ContainerViewState {
+    /// Why it has yet to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<ContainerStateWaiting>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminated: Option<ContainerStateTerminated>,
 }
 
 resource!(WorkerPod, NamespaceResourceScope, "Pod", "", "v1", "pods");
@@ -207,23 +233,17 @@ resource!(
 );
 
 /// A revision of a deployment, with what its pods are made from.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StoredRevision {
     /// Its metadata.
     #[serde(default, deserialize_with = "lean")]
     pub metadata: ObjectMeta,
-    /// The spec, and the worker image that goes with it, as JSON: it is seldom read, and
-    /// text takes a tenth of the memory.
-    #[serde(default, deserialize_with = "text")]
-    pub data: Box<str>,
+    /// The spec, and the worker image that goes with it.
+    #[serde(default)]
+    pub data: serde_json::Value,
     /// One more than the revision before.
     #[serde(default)]
     pub revision: i64,
-}
-
-fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<str>, D::Error> {
-    let value = serde_json::Value::deserialize(deserializer)?;
-    Ok(value.to_string().into())
 }
 
 resource!(
@@ -373,14 +393,5 @@ mod tests {
         let expected: ObjectMeta = serde_json::from_value(all.clone()).expect("metadata");
         all["managedFields"] = json!([{"manager": "kubectl", "operation": "Update"}]);
         assert_eq!(lean(all).expect("metadata"), expected);
-    }
-
-    #[test]
-    fn what_a_revision_holds_is_kept_as_text() {
-        let data = json!({"spec": {"replicas": 2}, "workerImage": "w"});
-        let json = json!({"metadata": {"name": "r"}, "data": data, "revision": 3});
-        let stored: StoredRevision = serde_json::from_value(json).expect("a revision");
-        let read: serde_json::Value = serde_json::from_str(&stored.data).expect("JSON");
-        assert_eq!((read, stored.revision), (data, 3));
     }
 }

@@ -13,6 +13,7 @@ use hyper_util::rt::TokioIo;
 use llama_contract::{INTERNAL_PORT, STATE_PATH, StateReport};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::reconcile::observe::PodState;
 
@@ -132,7 +133,8 @@ impl States {
 
     async fn put(&self, question: &Question) {
         let asked = Instant::now();
-        let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(question.address)).await;
+        let socket = SocketAddr::new(question.address, INTERNAL_PORT);
+        let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(socket)).await;
         let now = Instant::now();
         let mut told = self.lock();
         told.retain(|_, told| told.asked.elapsed() < FORGOTTEN_AFTER);
@@ -165,15 +167,14 @@ impl States {
     }
 }
 
-/// One `GET` of a worker's state.
-async fn fetch(address: IpAddr) -> Result<StateReport, String> {
+/// One `GET` of a worker's state. The connection ends with it.
+async fn fetch(socket: SocketAddr) -> Result<StateReport, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let socket = SocketAddr::new(address, INTERNAL_PORT);
     let stream = TcpStream::connect(socket).await.map_err(|e| text(&e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| text(&e))?;
-    let connection = tokio::spawn(connection);
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     let request = Request::get(STATE_PATH)
         .header("host", socket.to_string())
         .body(Empty::<Bytes>::new())
@@ -181,7 +182,6 @@ async fn fetch(address: IpAddr) -> Result<StateReport, String> {
     let response = sender.send_request(request).await.map_err(|e| text(&e))?;
     let body = Limited::new(response.into_body(), MOST_BYTES);
     let body = body.collect().await.map_err(|e| text(&e))?.to_bytes();
-    connection.abort();
     serde_json::from_slice(&body).map_err(|e| text(&e))
 }
 

@@ -4,26 +4,32 @@
 //! them would decide on what it has changed already, so each answer to a write goes
 //! into the cache as well, and an older word of the watch does not undo it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::labels;
 
 /// Namespace and name of a `LlamaDeployment`.
 pub type Key = (String, String);
 
-/// Objects by the deployment that their label names.
+/// Objects by the deployment that their label names, as text: read into a structure an
+/// object takes five times the memory, and it is looked at only in rounds of its deployment.
 #[derive(Debug)]
 pub struct Store<K> {
-    inner: Mutex<Inner<K>>,
+    inner: Mutex<Inner>,
+    kind: PhantomData<fn() -> K>,
 }
 
-#[derive(Debug)]
-struct Inner<K> {
-    objects: HashMap<Key, BTreeMap<String, Entry<K>>>,
+#[derive(Debug, Default)]
+struct Inner {
+    /// Sorted by name.
+    objects: HashMap<Key, Vec<Entry>>,
     /// UIDs of objects that we know are gone, until the watch knows it as well, and the
     /// listing during which we removed them.
     gone: HashMap<String, u64>,
@@ -39,8 +45,11 @@ struct Listing {
 }
 
 #[derive(Debug)]
-struct Entry<K> {
-    object: Arc<K>,
+struct Entry {
+    name: Box<str>,
+    uid: Box<str>,
+    /// The object as JSON; empty if it cannot be written so, which reading it tells.
+    text: Box<[u8]>,
     version: u64,
     /// The listing that saw it last, or during which we wrote it.
     seen: u64,
@@ -49,16 +58,13 @@ struct Entry<K> {
 impl<K> Default for Store<K> {
     fn default() -> Self {
         Self {
-            inner: Mutex::new(Inner {
-                objects: HashMap::new(),
-                gone: HashMap::new(),
-                listings: HashMap::new(),
-            }),
+            inner: Mutex::default(),
+            kind: PhantomData,
         }
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Store<K> {
+impl<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned> Store<K> {
     /// Says that `scope` (a namespace, or empty for all) will be watched.
     pub fn expect(&self, scope: &str) {
         self.lock().listings.entry(scope.to_owned()).or_default();
@@ -72,7 +78,7 @@ impl<K: Resource<DynamicType = ()>> Store<K> {
                 inner.listings.entry(scope.to_owned()).or_default().count += 1;
                 None
             }
-            Event::InitApply(object) | Event::Apply(object) => inner.put(object),
+            Event::InitApply(object) | Event::Apply(object) => inner.put(&object),
             Event::InitDone => {
                 inner.finish_listing(scope);
                 None
@@ -88,7 +94,7 @@ impl<K: Resource<DynamicType = ()>> Store<K> {
     }
 
     /// What a write of ours answered.
-    pub fn wrote(&self, object: K) {
+    pub fn wrote(&self, object: &K) {
         self.lock().put(object);
     }
 
@@ -98,49 +104,60 @@ impl<K: Resource<DynamicType = ()>> Store<K> {
     }
 
     /// The objects of a deployment, by name.
-    pub fn of(&self, key: &Key) -> Vec<Arc<K>> {
+    ///
+    /// # Errors
+    /// One of them cannot be read back.
+    pub fn of(&self, key: &Key) -> Result<Vec<Arc<K>>, serde_json::Error> {
         let inner = self.lock();
-        let objects = inner
-            .objects
-            .get(key)
-            .into_iter()
-            .flat_map(BTreeMap::values);
-        objects.map(|entry| Arc::clone(&entry.object)).collect()
+        let objects = inner.objects.get(key).into_iter().flatten();
+        let read = |entry: &Entry| serde_json::from_slice(&entry.text).map(Arc::new);
+        objects.map(read).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<K>> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Inner<K> {
-    fn put(&mut self, object: K) -> Option<Key> {
-        let key = key(&object)?;
-        if object.uid().is_some_and(|uid| self.gone.contains_key(&uid)) {
+impl Inner {
+    fn put<K: Resource<DynamicType = ()> + Serialize>(&mut self, object: &K) -> Option<Key> {
+        let key = key(object)?;
+        let uid = object.uid().unwrap_or_default();
+        if self.gone.contains_key(&uid) {
             return Some(key);
         }
-        let version = version(&object);
         let name = object.name_any();
-        let listing = self.listing_of(&key.0);
+        let version = version(object);
+        let seen = self.listing_of(&key.0);
         let objects = self.objects.entry(key.clone()).or_default();
-        match objects.get_mut(&name) {
-            Some(entry) if entry.version > version && entry.object.uid() == object.uid() => {
-                entry.seen = listing;
-            }
-            _ => {
-                let entry = Entry {
-                    object: Arc::new(object),
-                    version,
-                    seen: listing,
-                };
-                objects.insert(name, entry);
+        let place = objects.binary_search_by(|entry| (*entry.name).cmp(&name));
+        let known = place.ok().and_then(|place| objects.get_mut(place));
+        if let Some(known) = known
+            && known.version > version
+            && *known.uid == *uid
+        {
+            known.seen = seen;
+            return Some(key);
+        }
+        let entry = Entry {
+            name: name.into(),
+            uid: uid.into(),
+            text: serde_json::to_vec(object).unwrap_or_default().into(),
+            version,
+            seen,
+        };
+        match place {
+            Ok(place) => objects[place] = entry,
+            Err(place) => {
+                objects.reserve_exact(1);
+                objects.insert(place, entry);
             }
         }
         Some(key)
     }
 
     /// `ours`: the watch has yet to tell.
-    fn remove(&mut self, object: &K, ours: bool) -> Option<Key> {
+    fn remove<K: Resource<DynamicType = ()>>(&mut self, object: &K, ours: bool) -> Option<Key> {
         let key = key(object)?;
         let uid = object.uid().unwrap_or_default();
         if ours {
@@ -152,12 +169,7 @@ impl<K: Resource<DynamicType = ()>> Inner<K> {
         if let Some(objects) = self.objects.get_mut(&key) {
             let name = object.name_any();
             // A younger object of this name stays.
-            if objects
-                .get(&name)
-                .is_some_and(|entry| entry.object.uid().unwrap_or_default() == uid)
-            {
-                objects.remove(&name);
-            }
+            objects.retain(|entry| *entry.name != *name || *entry.uid != *uid);
             if objects.is_empty() {
                 self.objects.remove(&key);
             }
@@ -187,7 +199,7 @@ impl<K: Resource<DynamicType = ()>> Inner<K> {
         let count = listing.count;
         self.objects.retain(|key, objects| {
             if of_scope(key) {
-                objects.retain(|_, entry| entry.seen == count);
+                objects.retain(|entry| entry.seen == count);
             }
             !objects.is_empty()
         });
@@ -237,6 +249,7 @@ mod tests {
 
     fn versions(store: &Store<WorkerPod>) -> Vec<(String, u64)> {
         let pods = store.of(&("team".to_owned(), "m".to_owned()));
+        let pods = pods.expect("readable");
         pods.iter()
             .map(|pod| (pod.name_any(), version(pod.as_ref())))
             .collect()
@@ -246,7 +259,7 @@ mod tests {
     fn an_older_word_of_the_watch_does_not_undo_a_write() {
         let store = Store::default();
         store.take("", Event::Apply(pod("a", "1", 5)));
-        store.wrote(pod("a", "1", 9));
+        store.wrote(&pod("a", "1", 9));
         store.take("", Event::Apply(pod("a", "1", 7)));
         assert_eq!(versions(&store), [("a".to_owned(), 9)]);
         store.take("", Event::Apply(pod("a", "1", 11)));
@@ -256,11 +269,11 @@ mod tests {
     #[test]
     fn what_we_removed_stays_away_and_its_name_is_free() {
         let store = Store::default();
-        store.wrote(pod("a", "1", 5));
+        store.wrote(&pod("a", "1", 5));
         store.removed(&pod("a", "1", 5));
         store.take("", Event::Apply(pod("a", "1", 6)));
         assert!(versions(&store).is_empty());
-        store.wrote(pod("a", "2", 8));
+        store.wrote(&pod("a", "2", 8));
         store.take("", Event::Delete(pod("a", "1", 7)));
         assert_eq!(versions(&store), [("a".to_owned(), 8)]);
     }
@@ -287,7 +300,7 @@ mod tests {
         assert!(!store.is_synced());
         store.take("", Event::Init);
         store.take("", Event::InitApply(pod("listed", "2", 6)));
-        store.wrote(pod("young", "3", 7));
+        store.wrote(&pod("young", "3", 7));
         store.take("", Event::InitDone);
         assert!(store.is_synced());
         let names: Vec<_> = versions(&store).into_iter().map(|(name, _)| name).collect();

@@ -10,6 +10,7 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cluster;
@@ -35,7 +36,7 @@ where
 }
 
 /// Objects of one answer while all are listed: each is read as a whole before it is reduced.
-const PAGE: u32 = 100;
+const PAGE: u32 = 50;
 
 /// What to watch, of all objects.
 pub fn all() -> watcher::Config {
@@ -66,7 +67,7 @@ fn told<K>(
 ) -> BoxStream<'static, ObjectRef<Guarded>>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
     let api = scoped::<K>(&context.client, namespace);
     let scope = namespace.unwrap_or_default().to_owned();

@@ -131,7 +131,7 @@ struct Work<'a> {
 /// A kind that is cached as `Self`, whatever it was written as.
 trait Cached: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
 where
-    Self: Sized + Clone + std::fmt::Debug + DeserializeOwned,
+    Self: Sized + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
 {
 }
 
@@ -188,7 +188,7 @@ impl Work<'_> {
             if ours.is_some() {
                 self.applied.restored.push(format!("{kind} {name}"));
             }
-            store.wrote(object);
+            store.wrote(&object);
         }
         Ok(())
     }
@@ -214,7 +214,7 @@ impl Work<'_> {
             return Ok(());
         }
         if let Some(written) = self.settle(result, &attempt, &name)? {
-            store.wrote(written);
+            store.wrote(&written);
         }
         Ok(())
     }
@@ -241,7 +241,7 @@ impl Work<'_> {
                         .deletion_grace_period_seconds
                         .is_some_and(|time| time > 0)
                     {
-                        store.wrote(object);
+                        store.wrote(&object);
                     } else {
                         store.removed(&object);
                     }
@@ -276,7 +276,7 @@ impl Work<'_> {
             "send clients away from pod"
         };
         if let Some(written) = self.patch_pod(&hook.pod, &patch, attempt).await? {
-            self.context.cluster.pods.wrote(read(&written)?);
+            self.context.cluster.pods.wrote(&read(&written)?);
         }
         Ok(())
     }
@@ -341,7 +341,7 @@ impl Work<'_> {
             if let Some(written) = written {
                 let cluster = &self.context.cluster;
                 cluster.capacity.wrote(&read::<PlacedPod>(&written)?);
-                cluster.pods.wrote(read(&written)?);
+                cluster.pods.wrote(&read(&written)?);
             }
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! Why a group ended: the first cause among its pods. Pure.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus};
+use k8s_openapi::api::core::v1::ContainerStateTerminated;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_contract::{FailureCategory, FailureReport};
 use llama_crds::v1alpha1::{GroupFailure, Reason};
 
 use super::pods::PodView;
+use crate::cluster::kinds::ContainerView;
 
 /// Longest message kept in status, in characters.
 const MESSAGE_LIMIT: usize = 900;
@@ -93,7 +94,7 @@ fn text(terminated: &ContainerStateTerminated) -> &str {
 
 fn of_container(
     pod: &PodView<'_>,
-    container: &ContainerStatus,
+    container: &ContainerView,
     terminated: &ContainerStateTerminated,
     memory: &str,
 ) -> Cause {

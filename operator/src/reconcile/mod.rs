@@ -206,7 +206,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     let (mut plan, mut applied) = Box::pin(step.make(&mut observed, context)).await?;
     if plan.made_gated_pods() && !applied.needs_telling() {
         // What was created is in the caches: nodes are chosen for it without another round.
-        observe::refresh(&mut observed, context, &namespace, &name);
+        observe::refresh(&mut observed, context, &namespace, &name)?;
         let (next, more) = Box::pin(step.make(&mut observed, context)).await?;
         (plan, applied) = (next, more);
     }

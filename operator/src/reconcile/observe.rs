@@ -109,19 +109,25 @@ pub async fn observe(
         gpu_memory,
         ..Observed::default()
     };
-    refresh(&mut observed, context, namespace, name);
+    refresh(&mut observed, context, namespace, name)?;
     Ok(observed)
 }
 
 /// Looks into the caches again, after writes of ours.
-pub fn refresh(observed: &mut Observed, context: &Context, namespace: &str, name: &str) {
+pub fn refresh(
+    observed: &mut Observed,
+    context: &Context,
+    namespace: &str,
+    name: &str,
+) -> Result<(), Error> {
     let cluster = &context.cluster;
     let key = (namespace.to_owned(), name.to_owned());
-    observed.services = cluster.services.of(&key);
-    observed.budgets = cluster.budgets.of(&key);
-    observed.revisions = cluster.revisions.of(&key);
-    observed.pods = cluster.pods.of(&key);
+    observed.services = cluster.services.of(&key).map_err(Error::Encode)?;
+    observed.budgets = cluster.budgets.of(&key).map_err(Error::Encode)?;
+    observed.revisions = cluster.revisions.of(&key).map_err(Error::Encode)?;
+    observed.pods = cluster.pods.of(&key).map_err(Error::Encode)?;
     observed.states = states(context, &observed.pods);
+    Ok(())
 }
 
 /// What `pods` said last.

@@ -1,10 +1,10 @@
 //! Pods of a group as planning sees them. Pure.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition};
+use k8s_openapi::api::core::v1::PodCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::cluster::kinds::WorkerPod;
+use crate::cluster::kinds::{ContainerView, WorkerPod};
 use crate::labels;
 
 /// One of our pods, read into what decides about its group.
@@ -121,7 +121,7 @@ impl<'a> PodView<'a> {
     }
 
     /// Statuses of its containers, those of initialization first.
-    pub fn containers(&self) -> impl Iterator<Item = &'a ContainerStatus> + use<'a> {
+    pub fn containers(&self) -> impl Iterator<Item = &'a ContainerView> + use<'a> {
         let status = &self.pod.status;
         status
             .init_container_statuses

@@ -175,7 +175,7 @@ fn read_target(
 ) -> Option<Template> {
     Some(Template {
         deployment: deployment.clone(),
-        worker: serde_json::from_str::<Worker>(&stored.data)
+        worker: Worker::deserialize(&stored.data)
             .ok()?
             .settings(settings, deployment),
     })
@@ -190,7 +190,7 @@ fn read(
     observed: &Observed,
     stored: &StoredRevision,
 ) -> Option<Template> {
-    let data: Data = serde_json::from_str(&stored.data).ok()?;
+    let data = Data::deserialize(&stored.data).ok()?;
     let then = LlamaDeployment {
         metadata: object.metadata.clone(),
         spec: data.spec,

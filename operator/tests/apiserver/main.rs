@@ -80,8 +80,8 @@ impl Place {
             let pods = self.api::<Pod>().list(&selector).await?;
             let services = self.api::<Service>().list(&selector).await?;
             Ok(cluster.is_synced()
-                && versions_of(&pods.items) == versions_of(cluster.pods.of(&key))
-                && versions_of(&services.items) == versions_of(cluster.services.of(&key)))
+                && versions_of(&pods.items) == versions_of(cluster.pods.of(&key)?)
+                && versions_of(&services.items) == versions_of(cluster.services.of(&key)?))
         })
         .await
     }
