@@ -179,6 +179,10 @@ impl Capacity {
             Err(why) => return Some(Err(why)),
         };
         for (uid, seat) in uids.iter().zip(&chosen) {
+            // What the API server said of a pod stays, however the write ends.
+            if inner.pods.contains_key(uid) {
+                continue;
+            }
             let taken = Taken {
                 node: seat.node.clone(),
                 amounts: inner.by_index(each.clone()),
@@ -502,6 +506,8 @@ mod tests {
         drop(reservation);
         capacity.take_pod(Event::Apply(gated));
         assert_eq!(free(&capacity, "nvidia.com/gpu"), 5);
+        drop(reserve(&capacity));
+        assert_eq!(free(&capacity, "nvidia.com/gpu"), 5, "chosen again in vain");
         capacity.take_pod(Event::Delete(written));
         assert_eq!(free(&capacity, "nvidia.com/gpu"), 8);
     }

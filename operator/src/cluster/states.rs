@@ -193,8 +193,7 @@ fn memory(report: &StateReport) -> Option<Vec<RankMemory>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// One `GET` of a worker's state. The connection ends with it, also where nobody waits for
-/// the answer any more.
+/// One `GET` of a worker's state. The connection ends with it.
 async fn fetch(socket: SocketAddr) -> Result<StateReport, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let stream = TcpStream::connect(socket).await.map_err(|e| text(&e))?;

@@ -26,7 +26,7 @@ const ROOM_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a cause that only a peer has told may be bettered by the pod that it is about,
 /// and the time between two looks.
-const HEAR_WITHIN: Duration = Duration::from_secs(5);
+const HEAR_WITHIN: Duration = Duration::from_secs(10);
 const HEAR_EVERY: Duration = Duration::from_secs(1);
 
 impl Group<'_> {
