@@ -459,7 +459,7 @@ fn what_only_a_peer_tells_waits_for_the_pod_that_knows() {
         failure.map(|failure| (failure.reason, failure.rank))
     };
     let mut cluster = serving(&spec);
-    cluster.fail("m-0-0", &report(FailureCategory::PeerLost, None));
+    cluster.fail("m-0-0", &report(FailureCategory::PeerLost, Some(3)));
     cluster.round();
     assert_eq!(reason(&cluster), None, "the other pod has yet to tell");
     assert_eq!(cluster.status().ready_replicas, 0);
@@ -470,9 +470,9 @@ fn what_only_a_peer_tells_waits_for_the_pod_that_knows() {
     assert_eq!(reason(&cluster), died);
 
     let mut cluster = serving(&spec);
-    cluster.fail("m-0-0", &report(FailureCategory::PeerLost, None));
-    cluster.advance(5);
+    cluster.fail("m-0-0", &report(FailureCategory::PeerLost, Some(3)));
+    cluster.advance(10);
     cluster.round();
-    let lost = Some(("PeerLost".to_owned(), None));
+    let lost = Some(("PeerLost".to_owned(), Some(3)));
     assert_eq!(reason(&cluster), lost, "it is not waited for any longer");
 }

@@ -53,12 +53,15 @@ impl Cause {
 
 /// The first cause among `pods`, if one of them ended or is being deleted.
 ///
-/// A cause that would repeat comes before others, then one that names a rank, then the
-/// earliest: ranks that lose a peer also end, and must not hide it.
+/// A cause that would repeat comes before others, then what is no hearsay, then one that
+/// names a rank, then the earliest: ranks that lose a peer also end, and must not hide it.
 pub fn cause(pods: &[PodView<'_>], memory: &str) -> Option<Cause> {
     pods.iter()
         .filter_map(|pod| of_pod(pod, memory))
-        .min_by_key(|cause| (!cause.permanent, cause.rank.is_none(), cause.at))
+        .min_by_key(|cause| {
+            let hearsay = cause.is_hearsay();
+            (!cause.permanent, hearsay, cause.rank.is_none(), cause.at)
+        })
 }
 
 /// Whether a failure recorded in status is of the model itself.
