@@ -98,20 +98,19 @@ pub async fn serve(
             tracing::debug!(%error, "a connection delays small packets");
         }
         let stream = Drained::new(stream, limits.write_deadline);
-        let (admission, closing) = (admission.clone(), closing.clone());
+        let closing = closing.clone();
+        let leaving = leaving(admission.clone());
         let ending = async move {
             tokio::select! {
-                () = leaving(admission) => {}
+                () = leaving => {}
                 () = closing.cancelled() => {}
             }
         };
-        let connection = carry(
-            http.clone(),
-            stream,
-            routes.clone(),
-            ending,
-            limits.kept_for,
-        );
+        let keep = Keep {
+            until: Instant::now() + limits.kept_for,
+            admission: admission.clone(),
+        };
+        let connection = carry(http.clone(), stream, routes.clone(), ending, keep);
         open.spawn(async move {
             let _place = place;
             connection.await;
@@ -142,19 +141,32 @@ async fn leaving(mut admission: watch::Receiver<Admission>) {
     }
 }
 
+/// How long a connection is kept for further requests.
+struct Keep {
+    until: Instant,
+    /// No longer than the pod goes on.
+    admission: watch::Receiver<Admission>,
+}
+
+impl Keep {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until || *self.admission.borrow() == Admission::Draining
+    }
+}
+
 async fn carry(
     http: http1::Builder,
     stream: Drained<TcpStream>,
     routes: Router,
     ending: impl Future<Output = ()>,
-    kept_for: Duration,
+    keep: Keep,
 ) {
-    let (begun, routes) = (Instant::now(), TowerToHyperService::new(routes));
+    let (keep, routes) = (Arc::new(keep), TowerToHyperService::new(routes));
     let service = service_fn(move |request| {
-        let answer = routes.call(request);
+        let (answer, keep) = (routes.call(request), Arc::clone(&keep));
         async move {
             let mut response = answer.await?;
-            if begun.elapsed() >= kept_for {
+            if keep.is_over() {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
