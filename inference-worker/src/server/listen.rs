@@ -133,10 +133,12 @@ fn allow_files() {
     }
 }
 
-/// Waits until the pod is about to end.
+/// Waits until the pod becomes one that is about to end. Never for a connection that came
+/// later: it gets one answer, which says that it is the last.
 async fn leaving(mut admission: watch::Receiver<Admission>) {
     let drains = |admission: &Admission| *admission == Admission::Draining;
-    if admission.wait_for(drains).await.is_err() {
+    let came_late = drains(&admission.borrow());
+    if came_late || admission.wait_for(drains).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
