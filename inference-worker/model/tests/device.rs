@@ -164,14 +164,16 @@ fn tiny(format: Format) -> (TempDir, Checkpoint) {
 #[test]
 fn both_twins_agree_for_every_format() {
     // The twin keeps activations of float weights in f32; those of quantised ones
-    // are rounded to int8 by both, with scales of another precision.
+    // are rounded to int8 by both, with scales of another precision: how many of them
+    // come out differently depends on the order of sums in candle's products, and so on
+    // the machine.
     for (format, limit) in [
         (Format::F32, 1e-3),
         (Format::F16, 3e-3),
         (Format::Bf16, 2e-2),
-        (Format::Q8_0, 2e-2),
-        (Format::Q4_0, 2e-2),
-        (Format::Q4_1, 2e-2),
+        (Format::Q8_0, 4e-2),
+        (Format::Q4_0, 4e-2),
+        (Format::Q4_1, 4e-2),
     ] {
         let (_folder, checkpoint) = tiny(format);
         let setup = setup(Layout::tensor(1), 64, KvFormat::F16);
