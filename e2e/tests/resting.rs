@@ -46,8 +46,8 @@ async fn at_rest_nothing_is_written_and_foreign_edits_are_undone_once() -> anyho
         (
             "PodDisruptionBudget",
             "smollm2-0",
-            json!({"spec": {"maxUnavailable": 1}}),
-            "/spec/maxUnavailable",
+            json!({"spec": {"minAvailable": 0}}),
+            "/spec/minAvailable",
         ),
     ] {
         undone(&place, kind, name, &edit, field).await?;
