@@ -229,8 +229,9 @@ async fn nothing_restarts(place: &Place) -> anyhow::Result<()> {
     let before = uids().await?;
     tokio::time::sleep(QUIET_FOR).await;
     let after = uids().await?;
+    // One that has inspected a model may go.
     ensure!(
-        before == after,
+        after.iter().all(|uid| before.contains(uid)),
         "pods were replaced: {before:?} became {after:?}"
     );
     Ok(())

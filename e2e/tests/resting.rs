@@ -53,9 +53,15 @@ async fn at_rest_nothing_is_written_and_foreign_edits_are_undone_once() -> anyho
         undone(&place, kind, name, &edit, field).await?;
     }
     place
-        .wait_for(NAME, "the golden answer on record", SAID_WITHIN, |object| {
-            object["status"]["selfTests"][0].is_object()
-        })
+        .wait_for(
+            NAME,
+            "what ranks have told on record",
+            SAID_WITHIN,
+            |object| {
+                object["status"]["selfTests"][0].is_object()
+                    && object["status"]["plan"]["measured"].is_object()
+            },
+        )
         .await?;
 
     let (before, requests) = (versions(&place).await?, writes(&place).await?);
