@@ -176,7 +176,7 @@ pub struct S3Source {
     )]
     pub uri: String,
 
-    /// Address of the store, for example https://minio.storage.svc:9000. That of AWS in
+    /// Address of the store, for example `https://minio.storage.svc:9000`. That of AWS in
     /// the region when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 8, max = 512), regex(pattern = r"^https?://[^\s?#]+$"))]
