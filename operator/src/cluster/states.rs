@@ -79,8 +79,6 @@ pub struct Question {
     pub uid: String,
     /// Its address.
     pub address: IpAddr,
-    /// Whether it may not be able to answer yet, so that silence is not held against it.
-    pub is_early: bool,
 }
 
 impl States {
@@ -111,7 +109,8 @@ impl States {
         })
     }
 
-    /// Asks one pod that may not be able to answer yet and keeps its answer: not more often
+    /// Asks one pod that may not be able to answer yet, so that silence is not held against
+    /// it, and keeps its answer: not more often
     /// than a round looks for it, and not while many others are asked, since many pods that
     /// start at once would make a long queue.
     pub async fn ask_early(&self, question: &Question) {
@@ -119,7 +118,7 @@ impl States {
             return;
         };
         if self.note_question(&question.uid) {
-            self.put(question).await;
+            self.put(question, 0).await;
         }
     }
 
@@ -143,10 +142,11 @@ impl States {
         let Ok(_place) = self.places.acquire().await else {
             return;
         };
-        self.put(question).await;
+        self.put(question, 1).await;
     }
 
-    async fn put(&self, question: &Question) {
+    /// Without an answer the pod has `blame` more failures.
+    async fn put(&self, question: &Question, blame: u32) {
         let asked = Instant::now();
         let socket = SocketAddr::new(question.address, INTERNAL_PORT);
         let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(socket)).await;
@@ -175,9 +175,9 @@ impl States {
             }
             Ok(Err(error)) => {
                 tracing::debug!(uid = question.uid, error, "a worker did not tell its state");
-                entry.failures += u32::from(!question.is_early);
+                entry.failures += blame;
             }
-            Err(_) => entry.failures += u32::from(!question.is_early),
+            Err(_) => entry.failures += blame,
         }
     }
 
@@ -240,7 +240,6 @@ mod tests {
         let question = Question {
             uid: "c".to_owned(),
             address: [127, 0, 0, 1].into(),
-            is_early: true,
         };
         let places = u32::try_from(AT_ONCE).expect("few");
         let all = states.places.acquire_many(places).await.expect("open");

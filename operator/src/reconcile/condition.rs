@@ -70,7 +70,12 @@ pub(super) fn of_groups(count: impl std::fmt::Display, total: usize) -> String {
 }
 
 pub(super) fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MESSAGE_LIMIT) {
+    cut(text, MESSAGE_LIMIT)
+}
+
+/// The first `most` characters of `text`, and a sign where there were more.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         None => text.to_owned(),
         Some((cut, _)) => format!("{}…", &text[..cut]),
     }

@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_contract::{FailureCategory, FailureReport};
 use llama_crds::v1alpha1::{GroupFailure, Reason};
 
+use super::condition::cut;
 use super::pods::PodView;
 use crate::cluster::kinds::ContainerView;
 
@@ -145,7 +146,7 @@ fn of_container(
     let permanent = category.is_some_and(FailureCategory::is_permanent);
     Cause {
         reason: reason.to_owned(),
-        message: shortened(&message),
+        message: cut(&message, MESSAGE_LIMIT),
         rank: report.as_ref().and_then(|report| report.rank),
         node: report
             .and_then(|report| report.node)
@@ -191,7 +192,7 @@ fn of_deletion(pod: &PodView<'_>) -> Cause {
     };
     Cause {
         reason: reason.as_str().to_owned(),
-        message: shortened(&message),
+        message: cut(&message, MESSAGE_LIMIT),
         rank: None,
         node: pod.node_name().map(str::to_owned),
         pod: pod.name.to_owned(),
@@ -215,7 +216,10 @@ fn of_pod_status(pod: &PodView<'_>) -> Cause {
     };
     Cause {
         reason: reason.to_owned(),
-        message: shortened(&format!("pod {}{} ended: {text}", pod.name, on_node(pod))),
+        message: cut(
+            &format!("pod {}{} ended: {text}", pod.name, on_node(pod)),
+            MESSAGE_LIMIT,
+        ),
         rank: None,
         node: pod.node_name().map(str::to_owned),
         pod: pod.name.to_owned(),
@@ -243,12 +247,4 @@ fn on_node(pod: &PodView<'_>) -> String {
     pod.node_name()
         .map(|node| format!(" on node {node}"))
         .unwrap_or_default()
-}
-
-/// `text` with at most [`MESSAGE_LIMIT`] characters.
-fn shortened(text: &str) -> String {
-    match text.char_indices().nth(MESSAGE_LIMIT) {
-        None => text.to_owned(),
-        Some((cut, _)) => format!("{}…", &text[..cut]),
-    }
 }

@@ -5,10 +5,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_crds::v1alpha1::{LlamaDeploymentStatus, MAX_SELF_TESTS, SelfTestRecord};
 
-use super::groups::GroupPlan;
+use super::groups::{GroupPlan, pods_of};
 use super::observe::Observed;
 use super::plan::{Plan, fnv1a};
-use super::pods::PodView;
 use super::template::{Template, Templates};
 
 /// Names what decides the golden answer of a group: model, layout, precision and build.
@@ -87,15 +86,6 @@ pub fn records(
 
 /// UID of the first pod of `group`.
 fn leader(group: &GroupPlan, observed: &Observed) -> Option<String> {
-    let status = &group.status;
-    observed
-        .pods
-        .iter()
-        .filter_map(|pod| PodView::read(pod))
-        .find(|pod| {
-            pod.node == 0
-                && u32::try_from(status.index) == Ok(pod.group)
-                && pod.epoch == status.epoch
-        })
-        .map(|pod| pod.uid.to_owned())
+    let mut pods = pods_of(group, observed);
+    pods.find(|pod| pod.node == 0).map(|pod| pod.uid.to_owned())
 }

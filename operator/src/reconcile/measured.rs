@@ -3,7 +3,7 @@
 use llama_contract::RankMemory;
 use llama_crds::v1alpha1::{DeploymentPlan, PlanMeasured};
 
-use super::groups::GroupPlan;
+use super::groups::{GroupPlan, pods_of};
 use super::observe::Observed;
 use super::pods::PodView;
 
@@ -11,26 +11,12 @@ use super::pods::PodView;
 /// a little more or less is no news.
 const NEWS_PERCENT: i64 = 2;
 
-/// UIDs of the pods of `group`.
-pub fn pods(group: &GroupPlan, observed: &Observed) -> Vec<String> {
-    let status = &group.status;
-    let views = observed.pods.iter().filter_map(|pod| PodView::read(pod));
-    let of_group = |pod: &PodView<'_>| {
-        u32::try_from(status.index) == Ok(pod.group) && pod.epoch == status.epoch
-    };
-    views
-        .filter(of_group)
-        .map(|pod| pod.uid.to_owned())
-        .collect()
-}
-
 /// `plan` with what the ranks of `group` have told, if they take more than is on record:
 /// what a rank takes grows until it has computed a step of full length.
 pub fn noted(plan: &DeploymentPlan, group: &GroupPlan, observed: &Observed) -> DeploymentPlan {
     let mut plan = plan.clone();
-    let told = |uid: &String| observed.states.get(uid)?.memory.clone();
-    let uids = pods(group, observed);
-    let ranks: Option<Vec<_>> = uids.iter().map(told).collect();
+    let told = |pod: PodView<'_>| observed.states.get(pod.uid)?.memory.clone();
+    let ranks: Option<Vec<_>> = pods_of(group, observed).map(told).collect();
     let Some(found) = ranks.and_then(|ranks| measured(&plan, &ranks.concat())) else {
         return plan;
     };

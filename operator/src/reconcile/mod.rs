@@ -348,9 +348,10 @@ fn unmeasured(plan: &plan::Plan, observed: &Observed, context: &Context) -> Vec<
         return Vec::new();
     };
     let states = &context.cluster.states;
-    let mut pods = measured::pods(group, observed);
-    pods.retain(|uid| !states.was_measured(uid, MEASURED_EVERY));
-    pods
+    groups::pods_of(group, observed)
+        .filter(|pod| !states.was_measured(pod.uid, MEASURED_EVERY))
+        .map(|pod| pod.uid.to_owned())
+        .collect()
 }
 
 /// Asks the pods that others wait for how far they are, beside the rounds.
@@ -359,8 +360,7 @@ fn ask_how_far(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>) {
         let mut groups = plan.groups.iter();
         groups.any(|group| group.waits_for.as_deref() == Some(pod.uid))
     };
-    for mut question in questions(observed, asked) {
-        question.is_early = true;
+    for question in questions(observed, asked) {
         let context = Arc::clone(context);
         tokio::spawn(async move { context.cluster.states.ask_early(&question).await });
     }
@@ -382,7 +382,6 @@ fn questions(
         answers.then(|| states::Question {
             uid: view.uid.to_owned(),
             address,
-            is_early: false,
         })
     })
 }

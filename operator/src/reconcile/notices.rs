@@ -87,7 +87,7 @@ pub fn notices(
     all
 }
 
-/// Somebody changed a child of ours.
+/// Children that nobody owned were taken over.
 fn of_adopted(children: &[String], now: Timestamp) -> Option<Notice> {
     (!children.is_empty()).then(|| Notice {
         warning: false,
@@ -98,6 +98,7 @@ fn of_adopted(children: &[String], now: Timestamp) -> Option<Notice> {
     })
 }
 
+/// Somebody changed a child of ours.
 fn of_restored(child: &str, now: Timestamp) -> Notice {
     Notice {
         warning: true,

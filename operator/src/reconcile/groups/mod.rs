@@ -352,6 +352,16 @@ impl<'a> Group<'a> {
     }
 }
 
+/// The pods of the incarnation that `plan` is of.
+pub fn pods_of<'a>(
+    plan: &GroupPlan,
+    observed: &'a Observed,
+) -> impl Iterator<Item = PodView<'a>> + use<'a> {
+    let (index, epoch) = (u32::try_from(plan.status.index), plan.status.epoch);
+    let views = observed.pods.iter().filter_map(|pod| PodView::read(pod));
+    views.filter(move |pod| index == Ok(pod.group) && pod.epoch == epoch)
+}
+
 /// A group of the wanted revision that serves.
 pub fn serving<'a>(plans: &'a [GroupPlan], course: &Course) -> Option<&'a GroupPlan> {
     plans
