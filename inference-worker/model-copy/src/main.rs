@@ -57,17 +57,9 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match report::parse("llama-model-copy") {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => {
-            // `--help` and `--version`; nobody reads it when the pipe is closed.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            let category = FailureCategory::InvalidConfiguration;
-            return fail(TERMINATION_LOG.as_ref(), category, &error);
-        }
+        Err(code) => return code,
     };
     match cli.task {
         Task::Install { to } => match install::install(&to) {

@@ -4,8 +4,9 @@ use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
-use llama_contract::{FailureCategory, FailureReport, NODE_NAME_ENV};
+use llama_contract::{FailureCategory, FailureReport, NODE_NAME_ENV, TERMINATION_LOG};
 
 /// An error and its sources, joined by colons.
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
@@ -34,6 +35,24 @@ pub fn tell(
             termination_log.display()
         );
     }
+}
+
+/// The command line of `program`. Where it says what to print, or is wrong, which is told,
+/// the exit code.
+///
+/// # Errors
+/// The exit code, where nothing is left to do.
+pub fn parse<C: clap::Parser>(program: &str) -> Result<C, ExitCode> {
+    C::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            // `--help` and `--version`; nobody reads it when the pipe is closed.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        let category = FailureCategory::InvalidConfiguration;
+        tell(program, Path::new(TERMINATION_LOG), category, &error);
+        ExitCode::from(category.exit_code())
+    })
 }
 
 /// Writes the report into the termination log, which the kubelet makes before the

@@ -9,12 +9,12 @@ mod listing;
 mod model;
 mod state;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use llama_contract::{FETCH_CA_ENV, FETCH_TOKEN_ENV, FailureCategory, FetchArgs, TERMINATION_LOG};
+use llama_contract::{FETCH_CA_ENV, FETCH_TOKEN_ENV, FetchArgs, TERMINATION_LOG};
 use llama_model_copy::report;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,18 +41,9 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match report::parse(PROGRAM) {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => {
-            // `--help` and `--version`; nobody reads it when the pipe is closed.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => {
-            let category = FailureCategory::InvalidConfiguration;
-            report::tell(PROGRAM, Path::new(TERMINATION_LOG), category, &error);
-            return ExitCode::from(category.exit_code());
-        }
+        Err(code) => return code,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(model::PARALLEL)
