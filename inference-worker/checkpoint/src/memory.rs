@@ -20,13 +20,13 @@ const MIB: u64 = 1 << 20;
 /// Tokens of a sequence whose attention is computed together.
 pub const ATTENTION_TILE_TOKENS: usize = 16;
 /// A rank with nothing loaded: allocator, stacks, runtime, its share of the memory
-/// between ranks. Measured: 4.6 MiB.
-const RANK_BYTES: u64 = 5 * MIB;
+/// between ranks. Measured: 1 to 3 MiB.
+const RANK_BYTES: u64 = 3 * MIB;
 /// The process that answers requests, likewise, with what open requests take.
 const SUPERVISOR_BYTES: u64 = 12 * MIB;
-/// The open header, for each token and merge of the vocabulary. Measured: 62. A rank
-/// drops it before it computes.
-const HEADER_ENTRY_BYTES: u64 = 80;
+/// How often an open header holds its metadata at most, while lists grow. A rank drops it
+/// before it computes.
+const HEADER_COPIES: u64 = 2;
 /// The tokenizer, likewise. Measured: 146.
 const TOKENIZER_ENTRY_BYTES: u64 = 180;
 /// The KV cache takes at most this many times what its sequences can hold at once.
@@ -158,7 +158,7 @@ impl RankPlan {
         let logits = LOGITS_COPIES * (config.vocab * size_of::<f32>()) as u64;
         let reserve = match request.target {
             Target::Cpu { threads } => {
-                let header = header_entries(checkpoint) * HEADER_ENTRY_BYTES;
+                let header = HEADER_COPIES * header_bytes(checkpoint);
                 RANK_BYTES + activation_bytes(config, &shard, request, threads).max(header)
             }
             Target::Device { runtime } => runtime,
@@ -432,9 +432,10 @@ pub fn check_context(config: &LlamaConfig, max_tokens: usize) -> Result<(), Mode
     Ok(())
 }
 
-/// Strings that an open header keeps: a GGUF's vocabulary and merges.
-fn header_entries(checkpoint: &Checkpoint) -> u64 {
-    checkpoint.gguf().map_or(0, gguf_entries)
+/// What an open header keeps: most of all a GGUF's vocabulary and merges.
+fn header_bytes(checkpoint: &Checkpoint) -> u64 {
+    let metadata = checkpoint.gguf().into_iter().flat_map(Gguf::metadata);
+    metadata.map(|(_, value)| value.heap_bytes() as u64).sum()
 }
 
 /// Strings that a tokenizer keeps. Vocabularies of byte-level BPE have about as
@@ -455,10 +456,10 @@ fn gguf_entries(gguf: &Gguf) -> u64 {
         .sum()
 }
 
-/// Activations of the widest point of a layer: the residual stream before and after,
-/// its norm, and gate, up, their product and what is multiplied from it, or queries,
-/// keys, values and what is attended to. And the scores of the attention tiles that
-/// the threads compute.
+/// Activations of the widest point of a layer: the residual stream before and after (as
+/// parts too, where several threads compute it), its norm, and gate, up, their product and
+/// the 8-bit form in which it is multiplied, or queries, keys, values and what is attended
+/// to. And the scores of the attention tiles that the threads compute.
 fn activation_bytes(
     config: &LlamaConfig,
     shard: &Shard,
@@ -468,8 +469,9 @@ fn activation_bytes(
     let query = shard.heads.len() * config.head_dim;
     let kv = shard.kv_heads.len() * config.head_dim;
     let experts = shard.expert_ffn.len() + shard.shared_ffn.len();
-    let feed_forward = 4 * shard.ffn.len().max(experts);
-    let row = 3 * config.hidden + feed_forward.max(3 * query + 3 * kv);
+    let inner = shard.ffn.len().max(experts);
+    let streams = if threads > 1 { 4 } else { 3 };
+    let row = streams * config.hidden + (3 * inner + inner / 3).max(3 * query + 3 * kv);
     let scores = threads * ATTENTION_TILE_TOKENS * config.group() * request.max_tokens;
     ((request.step_tokens * row + scores) * size_of::<f32>()) as u64
 }

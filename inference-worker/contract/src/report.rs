@@ -280,8 +280,8 @@ pub struct SelfTestReport {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RankMemory {
-    /// On CPU cores, memory of the rank's process that is not pages of files; with a
-    /// device, what that says is used.
+    /// On CPU cores, the most that the rank's process took since it serves, without pages of
+    /// files and with its part of what ranks share; with a device, what that says is used.
     pub used_bytes: u64,
     /// The part of it that blocks of the KV cache have taken so far. Blocks are taken
     /// when they are first used, on a device all at once.

@@ -96,7 +96,12 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-fn put_list<T>(out: &mut Vec<u8>, kind: u32, list: &[T], put: impl Fn(&mut Vec<u8>, &T)) {
+fn put_list<T>(
+    out: &mut Vec<u8>,
+    kind: u32,
+    list: impl ExactSizeIterator<Item = T>,
+    put: impl Fn(&mut Vec<u8>, T),
+) {
     out.extend(9_u32.to_le_bytes());
     out.extend(kind.to_le_bytes());
     out.extend((list.len() as u64).to_le_bytes());
@@ -119,11 +124,17 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
             put(out, 8, &[]);
             put_text(out, text);
         }
-        Value::UnsignedList(list) => put_list(out, 10, list, |out, v| out.extend(v.to_le_bytes())),
-        Value::SignedList(list) => put_list(out, 11, list, |out, v| out.extend(v.to_le_bytes())),
-        Value::FloatList(list) => put_list(out, 6, list, |out, v| out.extend(v.to_le_bytes())),
-        Value::BoolList(list) => put_list(out, 7, list, |out, v| out.push(u8::from(*v))),
-        Value::TextList(list) => put_list(out, 8, list, |out, v| put_text(out, v)),
+        Value::UnsignedList(list) => {
+            put_list(out, 10, list.iter(), |out, v| out.extend(v.to_le_bytes()));
+        }
+        Value::SignedList(list) => {
+            put_list(out, 11, list.iter(), |out, v| out.extend(v.to_le_bytes()));
+        }
+        Value::FloatList(list) => {
+            put_list(out, 6, list.iter(), |out, v| out.extend(v.to_le_bytes()));
+        }
+        Value::BoolList(list) => put_list(out, 7, list.iter(), |out, v| out.push(u8::from(*v))),
+        Value::TextList(list) => put_list(out, 8, list.iter(), put_text),
     }
 }
 
@@ -270,12 +281,18 @@ fn put_tokenizer(gguf: &mut GgufWriter) {
         "tokenizer.ggml.token_type",
         Value::SignedList(types.collect()),
     );
-    gguf.set("tokenizer.ggml.merges", Value::TextList(merges.to_vec()));
+    gguf.set(
+        "tokenizer.ggml.merges",
+        Value::TextList(merges.iter().collect()),
+    );
     gguf.set("tokenizer.ggml.bos_token_id", id(1));
     gguf.set("tokenizer.ggml.eos_token_id", id(2));
     gguf.set("tokenizer.ggml.add_bos_token", Value::Bool(false));
     gguf.set_text("tokenizer.chat_template", CHAT_TEMPLATE);
-    gguf.set("tokenizer.ggml.tokens", Value::TextList(vocabulary));
+    gguf.set(
+        "tokenizer.ggml.tokens",
+        Value::TextList(vocabulary.iter().collect()),
+    );
 }
 
 /// The bytes of a random matrix; the same seed makes the same.

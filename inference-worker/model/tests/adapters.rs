@@ -309,8 +309,8 @@ fn as_gguf(path: &Path) -> Checkpoint {
     }
     let epsilon = Value::Float(f64::from(1e-5_f32));
     gguf.set("llama.attention.layer_norm_rms_epsilon", epsilon);
-    let tokens = (0..96).map(|id| format!("token {id}")).collect();
-    gguf.set("tokenizer.ggml.tokens", Value::TextList(tokens));
+    let tokens = (0..96).map(|id| format!("token {id}"));
+    gguf.set("tokenizer.ggml.tokens", Value::TextList(tokens.collect()));
     for (name, weight) in weights.tensors() {
         let mut name = name.replace("model.layers.", "blk.");
         for (from, to) in [

@@ -93,8 +93,8 @@ fn llama4_gguf(tensors: &Tensors) -> GgufWriter {
     gguf.set("llama4.rope.freq_base", Value::Float(10_000.0));
     let epsilon = Value::Float(f64::from(1e-5_f32));
     gguf.set("llama4.attention.layer_norm_rms_epsilon", epsilon);
-    let tokens = (0..96).map(|id| format!("token {id}")).collect();
-    gguf.set("tokenizer.ggml.tokens", Value::TextList(tokens));
+    let tokens = (0..96).map(|id| format!("token {id}"));
+    gguf.set("tokenizer.ggml.tokens", Value::TextList(tokens.collect()));
     for (name, tensor) in tensors {
         let Some(rest) = name.strip_prefix("model.layers.") else {
             let name = match name.as_str() {

@@ -6,6 +6,7 @@ mod cause;
 mod children;
 mod devices;
 mod embedding;
+mod memory;
 mod model_lock;
 mod preflight;
 mod self_test;
@@ -317,6 +318,7 @@ impl<'a> Pod<'a> {
             board: self.board.clone(),
             first_rank: self.first_rank,
             pids: self.children.pids(),
+            memory: memory::PeakMemory::default(),
             admission,
             engine,
             rack: racks,
@@ -401,6 +403,7 @@ impl<'a> Pod<'a> {
             match self.rehearsed(state) {
                 None => {}
                 Some(Ok(())) => {
+                    state.memory.begin(&state.pids);
                     tracing::info!("all ranks of this pod are ready");
                     state.admission.send_replace(Admission::Serving);
                 }

@@ -16,6 +16,8 @@ use crate::metrics::Metrics;
 use crate::server::internal::Inspect;
 use crate::server::{AdapterRack, Admission};
 
+use super::memory::PeakMemory;
+
 /// Everything that the internal port shows.
 #[derive(Debug)]
 pub(super) struct PodState {
@@ -27,6 +29,8 @@ pub(super) struct PodState {
     pub(super) first_rank: u32,
     /// Process ids of the ranks.
     pub(super) pids: Vec<u32>,
+    /// What they take of memory.
+    pub(super) memory: PeakMemory,
     /// Whether requests are taken.
     pub(super) admission: watch::Sender<Admission>,
     /// The way to rank 0, on the first pod.
@@ -83,7 +87,7 @@ impl PodState {
             return None;
         }
         let used_bytes = match self.launch.device {
-            Device::Cpu => resident(*self.pids.get(local)?)?,
+            Device::Cpu => self.memory.of(&self.pids, local)?,
             Device::Cuda => self.board.device_bytes(local)?,
         };
         Some(RankMemory {
@@ -165,16 +169,6 @@ impl Inspect for PodState {
         }
         Arc::clone(&self.metrics)
     }
-}
-
-/// Memory of a process that is not pages of files.
-fn resident(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib << 10)
 }
 
 /// How far the ranks are together, from what each has read and has to read, and for

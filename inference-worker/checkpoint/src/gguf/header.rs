@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use super::texts::Texts;
 use super::types::{GgmlType, TensorInfo, Value};
 use crate::error::ModelError;
 use crate::foreign::{MAX_NAME, MAX_TENSORS, is_name, shown};
@@ -86,24 +87,33 @@ impl<'a> Reader<'a> {
         ))
     }
 
-    fn text(&mut self) -> Result<String, ModelError> {
+    fn text(&mut self) -> Result<&'a str, ModelError> {
         let len = self.u64()?;
         let bytes = self.take(len)?;
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(self.invalid("a string is not UTF-8")),
+        std::str::from_utf8(bytes).map_err(|_| self.invalid("a string is not UTF-8"))
+    }
+
+    fn texts(&mut self, count: u64) -> Result<Texts, ModelError> {
+        let mut texts = Texts::default();
+        for _ in 0..count {
+            let text = self.text()?;
+            if !texts.push(text) {
+                return Err(self.invalid("a list of strings has more than 4 GiB"));
+            }
         }
+        texts.shrink();
+        Ok(texts)
     }
 
     /// What a tensor or a key is called.
     fn name(&mut self) -> Result<String, ModelError> {
         let name = self.text()?;
-        if is_name(&name) {
-            return Ok(name);
+        if is_name(name) {
+            return Ok(name.to_owned());
         }
         Err(self.invalid(&format!(
             "\"{}\" is no name: such have 1 to {MAX_NAME} bytes",
-            shown(&name)
+            shown(name)
         )))
     }
 
@@ -136,7 +146,7 @@ impl<'a> Reader<'a> {
             6 => Value::Float(f64::from(f32::from_le_bytes(self.array()?))),
             12 => Value::Float(f64::from_le_bytes(self.array()?)),
             7 => Value::Bool(self.array::<1>()?[0] != 0),
-            8 => Value::Text(self.text()?),
+            8 => Value::Text(self.text()?.to_owned()),
             9 => self.list_value()?,
             other => return Err(self.invalid(&format!("unknown metadata type {other}"))),
         })
@@ -152,7 +162,7 @@ impl<'a> Reader<'a> {
             1 | 3 | 5 | 11 => Value::SignedList(self.list(count, |r| r.signed(kind))?),
             6 => Value::FloatList(self.list(count, |r| Ok(f32::from_le_bytes(r.array()?)))?),
             7 => Value::BoolList(self.list(count, |r| Ok(r.array::<1>()?[0] != 0))?),
-            8 => Value::TextList(self.list(count, Self::text)?),
+            8 => Value::TextList(self.texts(count)?),
             other => {
                 return Err(self.invalid(&format!("unknown type {other} of a metadata list")));
             }

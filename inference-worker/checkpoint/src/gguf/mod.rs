@@ -1,6 +1,7 @@
 //! GGUF files: header, metadata and tensor bytes.
 
 mod header;
+mod texts;
 mod types;
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,6 +10,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use texts::Texts;
 pub use types::{GgmlType, TensorInfo, Value};
 
 pub use header::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC};
@@ -172,7 +174,7 @@ impl Gguf {
     ///
     /// # Errors
     /// `ModelInvalid` when it has another type.
-    pub fn texts(&self, key: &str) -> Result<Option<&[String]>, ModelError> {
+    pub fn texts(&self, key: &str) -> Result<Option<&Texts>, ModelError> {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(Value::TextList(value)) => Ok(Some(value)),

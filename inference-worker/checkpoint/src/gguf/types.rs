@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::texts::Texts;
 use crate::format::Format;
 
 /// Storage type of a tensor, as numbered by ggml.
@@ -138,10 +139,23 @@ pub enum Value {
     /// Truth values.
     BoolList(Vec<bool>),
     /// Texts.
-    TextList(Vec<String>),
+    TextList(Texts),
 }
 
 impl Value {
+    /// Bytes that it takes on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            Self::Unsigned(_) | Self::Signed(_) | Self::Float(_) | Self::Bool(_) => 0,
+            Self::Text(text) => text.len(),
+            Self::UnsignedList(list) => size_of_val(list.as_slice()),
+            Self::SignedList(list) => size_of_val(list.as_slice()),
+            Self::FloatList(list) => size_of_val(list.as_slice()),
+            Self::BoolList(list) => list.len(),
+            Self::TextList(list) => list.bytes(),
+        }
+    }
+
     /// What kind of value this is, for messages.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use super::split::{LLAMA3, LLAMA4};
 use super::tokenizer::{Parts, Tokenizer};
 use super::vocabulary::WrittenBpe;
 use crate::error::ModelError;
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Gguf, Texts, Value};
 
 const MODEL_KEY: &str = "tokenizer.ggml.model";
 const PRE_KEY: &str = "tokenizer.ggml.pre";
@@ -52,13 +52,13 @@ impl Tokenizer {
             .zip(tokens.iter().zip(types))
             .filter(|(_, (_, kind))| matches!(*kind, TYPE_CONTROL | TYPE_USER_DEFINED))
             .map(|(id, (text, kind))| AddedToken {
-                text: text.clone(),
+                text: text.to_owned(),
                 id,
                 control: kind == TYPE_CONTROL,
             })
             .collect();
         let written = WrittenBpe {
-            tokens: tokens.iter().cloned().zip(0_u32..).collect(),
+            tokens: tokens.iter().map(str::to_owned).zip(0_u32..).collect(),
             merges: merges(&origin, gguf)?,
             ignore_merges,
             splitting,
@@ -128,11 +128,7 @@ fn merges(origin: &Origin, gguf: &Gguf) -> Result<Vec<(String, String)>, ModelEr
         .collect()
 }
 
-fn required_texts<'a>(
-    origin: &Origin,
-    gguf: &'a Gguf,
-    key: &str,
-) -> Result<&'a [String], ModelError> {
+fn required_texts<'a>(origin: &Origin, gguf: &'a Gguf, key: &str) -> Result<&'a Texts, ModelError> {
     gguf.texts(key)?
         .ok_or_else(|| origin.invalid(format!("metadata {key} is missing")))
 }
