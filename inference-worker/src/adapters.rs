@@ -3,62 +3,15 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+pub use llama_contract::{AdapterArgs, AdapterModule};
 use llama_model::adapter::AdapterRoom;
 use serde::{Deserialize, Serialize};
 
-/// Adapters that may be loaded at a time at most: as many as a [`PlaceSet`] tells apart.
-const MOST: u8 = 64;
-
-/// Room that every rank keeps for adapters. The names of the flags are vLLM's.
-#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AdapterArgs {
-    /// `LoRA` adapters that may be loaded at a time; memory is kept for them.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=i64::from(MOST)))]
-    pub max_loras: u8,
-    /// Highest rank of an adapter.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=512))]
-    pub max_lora_rank: u16,
-}
-
-impl AdapterArgs {
-    /// The room.
-    pub fn room(self) -> AdapterRoom {
-        AdapterRoom {
-            count: self.max_loras.into(),
-            rank: self.max_lora_rank.into(),
-        }
-    }
-
-    /// The flags that parse back to this value.
-    pub fn to_args(self) -> [String; 2] {
-        [
-            format!("--max-loras={}", self.max_loras),
-            format!("--max-lora-rank={}", self.max_lora_rank),
-        ]
-    }
-}
-
-/// An adapter to load before requests are taken: `NAME=FOLDER`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdapterModule {
-    /// What clients send as `model`.
-    pub name: String,
-    /// Its folder.
-    pub folder: PathBuf,
-}
-
-impl std::str::FromStr for AdapterModule {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once('=') {
-            Some((name, folder)) if !name.is_empty() && !folder.is_empty() => Ok(Self {
-                name: name.to_owned(),
-                folder: folder.into(),
-            }),
-            _ => Err("expected NAME=FOLDER"),
-        }
+/// The room that `args` ask for.
+pub fn room(args: AdapterArgs) -> AdapterRoom {
+    AdapterRoom {
+        count: args.max_loras.into(),
+        rank: args.max_lora_rank.into(),
     }
 }
 
@@ -114,7 +67,7 @@ pub struct AdapterUse {
     pub load: u64,
 }
 
-/// Places of adapters.
+/// Places of adapters: as many as [`llama_contract::MOST_ADAPTERS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlaceSet(u64);
 
@@ -137,18 +90,6 @@ impl FromIterator<u32> for PlaceSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn modules_are_a_name_and_a_folder() {
-        let module = AdapterModule {
-            name: "legal".to_owned(),
-            folder: "/adapters/legal=2".into(),
-        };
-        assert_eq!("legal=/adapters/legal=2".parse(), Ok(module));
-        for text in ["legal", "=/x", "legal="] {
-            assert!(text.parse::<AdapterModule>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn a_set_holds_its_places() {

@@ -15,7 +15,7 @@ use llama_model::fit::{self, Alternative, GroupPlan, GroupRequest};
 use llama_model::memory::{RankPlan, Target};
 use llama_model::{Checkpoint, EmbeddingCheckpoint, Layout, MemoryPlan, MemoryRequest, ModelError};
 
-use crate::adapters::AdapterArgs;
+use crate::adapters::room;
 use crate::embedding::ANSWER_VALUES;
 use crate::failure::{Failure, of_model};
 use crate::rank::STEP_TOKENS;
@@ -90,7 +90,7 @@ fn text(args: &InspectArgs) -> Result<InspectionReport, Failure> {
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
             kv: kv_format(args.kv_cache_dtype),
-            adapters: AdapterArgs::default().room(),
+            adapters: room(args.adapters),
         },
         pods: args.nodes as usize,
         sequences: args.sequences as usize,

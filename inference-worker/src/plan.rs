@@ -13,7 +13,7 @@ use llama_model::{Checkpoint, EmbeddingCheckpoint, Layout, ModelError};
 use serde_json::{Value, json};
 
 pub use self::embedding::EmbeddingReport;
-use crate::adapters::AdapterArgs;
+use crate::adapters::{self, AdapterArgs};
 use crate::quantity;
 use crate::rank::STEP_TOKENS;
 
@@ -222,7 +222,7 @@ impl Report {
             max_tokens: args.max_tokens.unwrap_or(context),
             step_tokens: STEP_TOKENS as usize,
             kv: args.dtype.into(),
-            adapters: args.adapters.room(),
+            adapters: adapters::room(args.adapters),
         };
         let plan = MemoryPlan::new(&checkpoint, &request)?;
         #[expect(

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use harness::{MODEL, Worker, model};
-use llama_contract::FailureCategory;
+use llama_contract::{AdapterList, AdapterModule, AdapterPhase, AdapterReport, FailureCategory};
 use serde_json::{Value, json};
 
 /// The shape of `SmolLM2`.
@@ -221,4 +221,92 @@ fn without_room_or_a_folder_nothing_is_loaded() {
     let (status, body) = load(&worker, "a", "a");
     assert_eq!(status, 400, "{body}");
     assert!(body.to_string().contains("--max-loras"), "{body}");
+}
+
+/// The adapters that the pod tells of: name, phase and why.
+fn told(worker: &Worker) -> Vec<(String, AdapterPhase, Option<String>)> {
+    let reports = worker.state().adapters.into_iter();
+    let told = reports.map(|report| (report.module.name, report.phase, report.message));
+    told.collect()
+}
+
+#[test]
+fn a_list_decides_which_adapters_a_pod_has() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for (seed, name) in (0..).zip(["first", "second", "third"]) {
+        write_adapter(&folder.path().join(name), seed);
+    }
+    let flags = [
+        "--tensor-parallel=3",
+        "--max-loras=2",
+        "--max-lora-rank=4",
+        &format!("--managed-lora-folder={}", folder.path().display()),
+        &format!("--lora-modules=one={}", path("first")),
+        &format!("--lora-modules=bad={}", path("nowhere")),
+    ];
+    let mut worker = Worker::serving(&model, &flags);
+    // One that is at fault ends nothing.
+    let found = told(&worker);
+    assert_eq!(found[0].1, AdapterPhase::Refused, "{found:?}");
+    assert!(
+        found[0].2.as_ref().unwrap().contains("nowhere"),
+        "{found:?}"
+    );
+    assert_eq!(found[1], ("one".to_owned(), AdapterPhase::Loaded, None));
+    let first = answer(&worker, "one");
+    assert_ne!(first, answer(&worker, MODEL));
+
+    // Another folder under a name is another adapter, and what is not named goes.
+    let list = |named: &[(&str, &str)]| {
+        let adapters = named.iter().map(|(name, folder)| AdapterModule {
+            name: (*name).to_owned(),
+            folder: path(folder).into(),
+        });
+        let adapters = adapters.collect();
+        serde_json::to_value(AdapterList { adapters }).unwrap()
+    };
+    assert_eq!(
+        worker.put_internal("/adapters", &list(&[("one", "second"), ("two", "first")])),
+        202
+    );
+    worker.wait_for_state("both are loaded", |state| {
+        let mut phases = state.adapters.iter().map(|report| report.phase);
+        state.adapters.len() == 2 && phases.all(|phase| phase == AdapterPhase::Loaded)
+    });
+    assert_eq!(answer(&worker, "two"), first);
+    assert_ne!(answer(&worker, "one"), first);
+
+    assert_eq!(
+        worker.put_internal("/adapters", &list(&[("two", "third")])),
+        202
+    );
+    worker.wait_for_state(
+        "one is loaded",
+        |state| matches!(&state.adapters[..], [one] if one.phase == AdapterPhase::Loaded),
+    );
+    assert_eq!(worker.post("/v1/completions", &request("one")).0, 404);
+    assert_ne!(answer(&worker, "two"), first);
+
+    // More than there is room for, folders outside, and clients.
+    let many = list(&[("a", "first"), ("b", "second"), ("c", "third")]);
+    assert_eq!(worker.put_internal("/adapters", &many), 400);
+    assert_eq!(
+        worker.put_internal("/adapters", &json!({"adapters": [{"name": "x"}]})),
+        400
+    );
+    assert_eq!(
+        worker.put_internal("/adapters", &list(&[("out", "../..")])),
+        202
+    );
+    worker.wait_for_state("it is refused", |state| {
+        let refused = |report: &AdapterReport| report.phase == AdapterPhase::Refused;
+        state.adapters.iter().any(refused)
+    });
+    let (status, body) = load(&worker, "mine", "first");
+    assert_eq!(status, 400, "{body}");
+    assert_eq!(unload(&worker, "two").0, 400);
 }

@@ -10,6 +10,7 @@
     reason = "the KubeSchema derive copies each struct into a function"
 )]
 
+mod adapters;
 mod change;
 mod duration;
 mod model;
@@ -17,6 +18,7 @@ mod plan;
 mod spec;
 mod status;
 
+pub use adapters::{Adapter, AdapterStatus, Adapters, MAX_ADAPTER_RANK, MAX_ADAPTERS};
 pub use change::{
     Drain, FailurePolicy, GroupRestart, MAX_RESTARTS, OnRolloutFailure, Preflight, Restart,
     Rollout, RolloutStrategy, SelfTestPolicy,

@@ -8,6 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::adapters::Adapters;
 use super::change::{Drain, FailurePolicy, Preflight, Restart, Rollout};
 use super::duration::Duration;
 use super::model::Model;
@@ -126,6 +127,10 @@ pub struct LlamaDeploymentSpec {
     /// shows it.
     #[serde(default)]
     pub plan_policy: PlanPolicy,
+
+    /// LoRA adapters that groups serve beside the model. Absent, no memory is kept for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<Adapters>,
 
     /// Groups, not pods: each group is one more copy of the model that serves by itself.
     #[serde(default = "one")]

@@ -5,6 +5,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::adapters::AdapterStatus;
 use super::change::RolloutStrategy;
 use super::{DeploymentPlan, FailedInspection};
 
@@ -63,6 +64,12 @@ pub struct LlamaDeploymentStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["key".into()]))]
     pub self_tests: Vec<SelfTestRecord>,
+
+    /// The adapters of the spec, and how many groups serve them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub adapters: Vec<AdapterStatus>,
 
     /// Selects one pod of each group (rank 0), for autoscalers.
     #[serde(skip_serializing_if = "Option::is_none")]

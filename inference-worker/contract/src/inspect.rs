@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use crate::adapters::AdapterArgs;
 use crate::launch::{Device, KvCacheDtype};
 
 /// How a model is inspected: `llama-worker inspect <flags>`.
@@ -43,6 +44,9 @@ pub struct InspectArgs {
     /// nothing is said about what fits.
     #[arg(long)]
     pub memory_bytes: Option<u64>,
+    /// Room for adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
 }
 
 impl InspectArgs {
@@ -66,6 +70,7 @@ impl InspectArgs {
         if let Some(bytes) = self.memory_bytes {
             args.push(format!("--memory-bytes={bytes}"));
         }
+        args.extend(self.adapters.to_args());
         args
     }
 }
@@ -208,6 +213,7 @@ mod tests {
             (cuda, int8) in any::<(bool, bool)>(),
             threads_per_rank in 1_u32..=1024,
             memory_bytes in proptest::option::of(any::<u64>()),
+            (max_loras, max_lora_rank) in (0_u8..=64, 1_u16..=512),
         ) {
             let inspect = InspectArgs {
                 model: model.into(),
@@ -220,6 +226,7 @@ mod tests {
                 device: if cuda { Device::Cuda } else { Device::Cpu },
                 threads_per_rank,
                 memory_bytes,
+                adapters: AdapterArgs { max_loras, max_lora_rank },
             };
             let argv = std::iter::once("llama-worker".to_owned()).chain(inspect.to_args());
             let parsed = Cli::try_parse_from(argv).expect("parses");

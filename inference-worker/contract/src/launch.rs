@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{StringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
+use crate::adapters::{AdapterArgs, AdapterModule};
 use crate::{LWS_GROUP_SIZE_ENV, LWS_LEADER_ADDRESS_ENV, LWS_WORKER_INDEX_ENV, RENDEZVOUS_PORT};
 
 /// Where the ranks compute.
@@ -114,6 +115,16 @@ pub struct LaunchArgs {
     /// another group with the same weights, layout and build reported it.
     #[arg(long, value_name = "DIGEST")]
     pub self_test_answer: Option<String>,
+    /// Room for adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
+    /// Folder below which the internal port is told which adapters the group should have;
+    /// clients may load none then. One that cannot be loaded ends nothing.
+    #[arg(long, value_name = "FOLDER")]
+    pub managed_lora_folder: Option<PathBuf>,
+    /// Adapters to load before requests are taken, as NAME=FOLDER.
+    #[arg(long, num_args = 1..)]
+    pub lora_modules: Vec<AdapterModule>,
 }
 
 impl LaunchArgs {
@@ -149,6 +160,13 @@ impl LaunchArgs {
         }
         if let Some(answer) = &self.self_test_answer {
             args.push(format!("--self-test-answer={answer}"));
+        }
+        args.extend(self.adapters.to_args());
+        if let Some(folder) = &self.managed_lora_folder {
+            args.push(format!("--managed-lora-folder={}", folder.display()));
+        }
+        for AdapterModule { name, folder } in &self.lora_modules {
+            args.push(format!("--lora-modules={name}={}", folder.display()));
         }
         args
     }
@@ -205,6 +223,9 @@ mod tests {
             rendezvous in proptest::option::of("[a-z0-9.-]{1,60}:[1-9][0-9]{1,3}"),
             drain_seconds in 0_u32..=86_400,
             self_test_answer in proptest::option::of("[a-f0-9]{16}"),
+            (max_loras, max_lora_rank) in (0_u8..=64, 1_u16..=512),
+            managed_lora_folder in proptest::option::of("/[a-z]{1,10}"),
+            modules in proptest::collection::vec(("[a-z-]{1,9}", "/[a-z=]{1,9}"), 0..3),
         ) -> LaunchArgs {
             LaunchArgs {
                 model: model.into(),
@@ -224,6 +245,12 @@ mod tests {
                 rendezvous,
                 drain_seconds,
                 self_test_answer,
+                adapters: AdapterArgs { max_loras, max_lora_rank },
+                managed_lora_folder: managed_lora_folder.map(PathBuf::from),
+                lora_modules: modules
+                    .into_iter()
+                    .map(|(name, folder)| AdapterModule { name, folder: folder.into() })
+                    .collect(),
             }
         }
     }

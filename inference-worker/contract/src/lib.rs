@@ -6,11 +6,16 @@
 //! [`FailureReport`] as the container's termination message when it dies. Before any
 //! group exists, [`InspectArgs`] and [`InspectionReport`] tell what a model takes.
 
+pub mod adapters;
 pub mod fetch;
 pub mod inspect;
 pub mod launch;
 pub mod report;
 
+pub use adapters::{
+    AdapterArgs, AdapterList, AdapterModule, AdapterPhase, AdapterReport, MOST_ADAPTER_RANK,
+    MOST_ADAPTERS,
+};
 pub use fetch::{CACHE_LOCK, CACHE_MODEL_FOLDER, FetchArgs, FetchSource, ModelFile, hex};
 pub use inspect::{
     FittingChange, GroupShape, InspectArgs, InspectionReport, MemoryShare, ModelFacts, Room,
@@ -40,6 +45,9 @@ pub const HEALTH_PATH: &str = "/health";
 pub const LIVE_PATH: &str = "/livez";
 /// `GET` path of the [`StateReport`] on the internal port.
 pub const STATE_PATH: &str = "/state";
+/// `PUT` path of an [`AdapterList`] on the internal port of a group's first pod, where the
+/// group was started with `--managed-lora-folder`; answers 202.
+pub const ADAPTERS_PATH: &str = "/adapters";
 /// `GET` path of the Prometheus metrics on the internal port.
 pub const METRICS_PATH: &str = "/metrics";
 
@@ -72,6 +80,8 @@ pub const POD_IP_ENV: &str = "LLAMA_POD_IP";
 
 /// Folder of a worker pod in which the model is mounted, read-only.
 pub const MODEL_MOUNT: &str = "/model";
+/// Folder of a worker pod in which adapters are mounted, read-only.
+pub const ADAPTER_MOUNT: &str = "/adapters";
 /// Where the model's volume is mounted while it is filled from a model image. Not
 /// [`MODEL_MOUNT`], which would hide a model that the image itself keeps there.
 pub const MODEL_FETCH_MOUNT: &str = "/llama-model";

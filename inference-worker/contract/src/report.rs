@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::TERMINATION_LOG_LIMIT;
+use crate::adapters::AdapterReport;
 
 /// Why a group stopped, in words that can be a metric label, a condition
 /// reason and an event reason.
@@ -335,6 +336,9 @@ pub struct StateReport {
     /// The golden answer, once it is there (first pod only).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub self_test: Option<SelfTestReport>,
+    /// The adapters that it was told to have (first pod only).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterReport>,
     /// Why the group is over, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureReport>,

@@ -8,7 +8,6 @@ use llama_model::Layout;
 use llama_model::blocks::KvCapacity;
 use llama_model::memory::KvFormat;
 
-use crate::adapters::AdapterArgs;
 use crate::comm::placement::Placement;
 
 /// The form that keys and values of `dtype` have in the cache.
@@ -56,9 +55,6 @@ pub struct RankArgs {
     /// Tokens that are guessed ahead of an answer at most.
     #[arg(long)]
     pub speculative_tokens: u32,
-    /// Room for adapters.
-    #[command(flatten)]
-    pub adapters: AdapterArgs,
     /// Whether every rank's threads have cores of their own.
     #[arg(long)]
     pub own_cores: bool,
@@ -94,7 +90,6 @@ impl RankArgs {
             format!("--node={}", self.node),
             format!("--ip={}", self.ip),
         ]);
-        args.extend(self.adapters.to_args());
         if self.own_cores {
             args.push("--own-cores".to_owned());
         }

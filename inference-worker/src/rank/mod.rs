@@ -263,7 +263,7 @@ impl RankProcess<'_> {
                 kv: kv_format(self.args.launch.kv_cache_dtype)
                     .as_str()
                     .to_owned(),
-                adapters: self.args.adapters,
+                adapters: self.args.launch.adapters,
                 build: env!("CARGO_PKG_VERSION").to_owned(),
             },
             rank: self.args.rank,
@@ -306,7 +306,7 @@ impl RankProcess<'_> {
             max_tokens: launch.max_tokens.unwrap_or(1) as usize,
             kv: kv_format(self.args.launch.kv_cache_dtype),
             verify: self.args.verify_digests,
-            adapters: self.args.adapters.room(),
+            adapters: crate::adapters::room(self.args.launch.adapters),
         };
         let (board, started) = (&self.board, Instant::now());
         compute.load(checkpoint, &options, &|done, total| {

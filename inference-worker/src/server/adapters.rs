@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use llama_model::adapter::AdapterRoom;
 
+use super::adapter_list::Wanted;
 use super::{Front, counted, unix_seconds};
 use crate::adapters::{AdapterModule, AdapterOrder, AdapterOutcome, AdapterUse, PlaceSet};
 use crate::engine::{EngineClient, SubmitError};
@@ -37,6 +38,9 @@ pub enum AdapterError {
     /// Clients may not name folders.
     #[error("clients may not load adapters; this worker was started without --lora-folder")]
     NotAllowed,
+    /// Nobody says which adapters the group should have.
+    #[error("this worker was started without --managed-lora-folder")]
+    NotManaged,
     /// The folder is not one that clients may name.
     #[error("\"{path}\" is no folder below {root}")]
     Outside {
@@ -63,7 +67,9 @@ impl AdapterError {
     fn for_client(&self, name: &'static str, path: &'static str) -> ApiError {
         let text = self.to_string();
         match self {
-            Self::NoRoom | Self::Full(_) | Self::NotAllowed => ApiError::invalid(text),
+            Self::NoRoom | Self::Full(_) | Self::NotAllowed | Self::NotManaged => {
+                ApiError::invalid(text)
+            }
             Self::NameTaken(_) => ApiError::invalid_field(name, &text),
             Self::Unknown(_) => ApiError {
                 param: Some(name.to_owned()),
@@ -84,9 +90,24 @@ struct Loaded {
     created: u64,
 }
 
+/// Who says which adapters a group has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Loading {
+    /// It has those that it was started with.
+    #[default]
+    Fixed,
+    /// Clients of the API load and forget them, out of folders below this one.
+    ByClients(PathBuf),
+    /// Somebody tells the internal port which there should be, out of folders below this
+    /// one.
+    ByList(PathBuf),
+}
+
 #[derive(Debug)]
-struct Inventory {
+pub(super) struct Inventory {
     loaded: BTreeMap<String, Loaded>,
+    /// Those that there should be, and what goes on about them.
+    pub(super) wanted: Wanted,
     /// Names that are being loaded.
     coming: BTreeSet<String>,
     free: Vec<u32>,
@@ -99,8 +120,7 @@ pub struct AdapterRack {
     engine: EngineClient,
     served_name: String,
     room: AdapterRoom,
-    /// Below which clients may name folders.
-    root: Option<PathBuf>,
+    pub(super) loading: Loading,
     inventory: Arc<Mutex<Inventory>>,
 }
 
@@ -110,16 +130,17 @@ impl AdapterRack {
         engine: EngineClient,
         served_name: String,
         room: AdapterRoom,
-        folder: Option<PathBuf>,
+        loading: Loading,
     ) -> Self {
         let places = 0..u32::try_from(room.count).unwrap_or(u32::MAX);
         Self {
             engine,
             served_name,
             room,
-            root: folder,
+            loading,
             inventory: Arc::new(Mutex::new(Inventory {
                 loaded: BTreeMap::new(),
+                wanted: Wanted::default(),
                 coming: BTreeSet::new(),
                 free: places.rev().collect(),
                 loads: 0,
@@ -127,7 +148,7 @@ impl AdapterRack {
         }
     }
 
-    fn inventory(&self) -> MutexGuard<'_, Inventory> {
+    pub(super) fn inventory(&self) -> MutexGuard<'_, Inventory> {
         self.inventory
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -169,6 +190,12 @@ impl AdapterRack {
                 )),
             })
             .collect()
+    }
+
+    /// Folders of the adapters that all ranks have, by name.
+    pub(super) fn folders(inventory: &Inventory) -> impl Iterator<Item = (&String, &PathBuf)> {
+        let loaded = inventory.loaded.iter();
+        loaded.map(|(name, loaded)| (name, &loaded.folder))
     }
 
     /// Has all ranks load the adapter in `folder`.
@@ -256,11 +283,15 @@ impl AdapterRack {
         outcome.await.map_err(|_gone| AdapterError::Ended)
     }
 
-    /// Loads `modules` one by one.
+    /// Loads `modules` one by one. Where a list says which adapters there should be, it is
+    /// told what became of them, and one that is at fault ends nothing.
     ///
     /// # Errors
     /// The first that cannot be loaded, by name.
     pub async fn load_modules(&self, modules: Vec<AdapterModule>) -> Result<(), String> {
+        if let Loading::ByList(_) = self.loading {
+            return self.begin(modules).await.map_err(|error| error.to_string());
+        }
         for AdapterModule { name, folder } in modules {
             let loaded = self.load(name.clone(), folder).await;
             loaded.map_err(|error| format!("--lora-modules={name}: {error}"))?;
@@ -270,19 +301,26 @@ impl AdapterRack {
 
     /// The folder that a client names, if it may.
     fn allowed(&self, path: &str) -> Result<PathBuf, AdapterError> {
-        let root = self.root.as_deref().ok_or(AdapterError::NotAllowed)?;
-        let outside = || AdapterError::Outside {
-            path: path.to_owned(),
-            root: root.display().to_string(),
-        };
-        // With links followed, so that none leads out.
-        let real = |path: &Path| path.canonicalize().map_err(|_error| outside());
-        let (root, folder) = (real(root)?, real(&root.join(path))?);
-        if folder.starts_with(&root) && folder != root && folder.is_dir() {
-            Ok(folder)
-        } else {
-            Err(outside())
+        match &self.loading {
+            Loading::ByClients(root) => below(root, path),
+            _ => Err(AdapterError::NotAllowed),
         }
+    }
+}
+
+/// The folder `path`, if it is below `root`.
+pub(super) fn below(root: &Path, path: &str) -> Result<PathBuf, AdapterError> {
+    let outside = || AdapterError::Outside {
+        path: path.to_owned(),
+        root: root.display().to_string(),
+    };
+    // With links followed, so that none leads out.
+    let real = |path: &Path| path.canonicalize().map_err(|_error| outside());
+    let (root, folder) = (real(root)?, real(&root.join(path))?);
+    if folder.starts_with(&root) && folder != root && folder.is_dir() {
+        Ok(folder)
+    } else {
+        Err(outside())
     }
 }
 
@@ -324,7 +362,7 @@ pub(super) async fn unload(State(front): State<Arc<Front>>, request: Request) ->
         front.admit()?;
         let body = front.room.read(request).await?;
         let UnloadAdapterRequest { name } = UnloadAdapterRequest::read(&body.bytes)?;
-        if front.rack.root.is_none() {
+        if !matches!(front.rack.loading, Loading::ByClients(_)) {
             return Err(AdapterError::NotAllowed.for_client("lora_name", "lora_path"));
         }
         let unloaded = front.rack.unload(&name).await;

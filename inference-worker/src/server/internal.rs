@@ -3,14 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use llama_contract::{HEALTH_PATH, LIVE_PATH, METRICS_PATH, STATE_PATH, StateReport};
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use llama_contract::{
+    ADAPTERS_PATH, AdapterList, HEALTH_PATH, LIVE_PATH, METRICS_PATH, STATE_PATH, StateReport,
+};
 
-use super::Admission;
+use super::{AdapterError, Admission};
 use crate::engine::EngineStats;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::openai::ApiError;
@@ -25,6 +28,14 @@ pub trait Inspect: Send + Sync + fmt::Debug {
     fn stats(&self) -> EngineStats;
     /// The pod's metrics, with rank gauges brought up to date.
     fn metrics(&self) -> Arc<Metrics>;
+    /// Has the group load and forget adapters until it has those of `list`.
+    ///
+    /// # Errors
+    /// When it was not started so, or has too little room.
+    fn want_adapters(&self, list: AdapterList) -> Result<(), AdapterError> {
+        let _ = list;
+        Err(AdapterError::NotManaged)
+    }
 }
 
 /// Routes of the internal port.
@@ -32,13 +43,28 @@ pub fn router(inspect: Arc<dyn Inspect>) -> Router {
     Router::new()
         .route(STATE_PATH, get(state))
         .route(METRICS_PATH, get(metrics))
+        .route(ADAPTERS_PATH, put(adapters))
         .route(HEALTH_PATH, get(health))
         .route(LIVE_PATH, get(async || StatusCode::OK))
         .with_state(inspect)
 }
 
 async fn state(State(inspect): State<Arc<dyn Inspect>>) -> Response {
-    axum::Json(inspect.state()).into_response()
+    Json(inspect.state()).into_response()
+}
+
+async fn adapters(
+    State(inspect): State<Arc<dyn Inspect>>,
+    list: Result<Json<AdapterList>, JsonRejection>,
+) -> Response {
+    let Json(list) = match list {
+        Ok(list) => list,
+        Err(error) => return ApiError::invalid(error.body_text()).into_response(),
+    };
+    match inspect.want_adapters(list) {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(error) => ApiError::invalid(error.to_string()).into_response(),
+    }
 }
 
 async fn health(State(inspect): State<Arc<dyn Inspect>>) -> Response {

@@ -1,5 +1,6 @@
 //! The group's front: the OpenAI API on one port, what operators ask on another.
 
+mod adapter_list;
 mod adapters;
 mod answer;
 pub(crate) mod body;
@@ -27,7 +28,7 @@ use llama_contract::{FailureReport, HEALTH_PATH};
 use llama_model::text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Semaphore, watch};
 
-pub use self::adapters::{AdapterError, AdapterRack};
+pub use self::adapters::{AdapterError, AdapterRack, Loading};
 pub use self::listen::{PortLimits, serve};
 
 use self::body::Room;

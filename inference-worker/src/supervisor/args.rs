@@ -8,7 +8,7 @@ use llama_contract::{
     API_PORT, INTERNAL_PORT, LaunchArgs, NODE_NAME_ENV, POD_IP_ENV, TERMINATION_LOG,
 };
 
-use crate::adapters::{AdapterArgs, AdapterModule};
+use crate::server::Loading;
 
 /// Sequences that a worker computes at a time, unless a flag says otherwise.
 pub(crate) const MAX_SEQUENCES: u16 = 64;
@@ -41,16 +41,10 @@ pub struct ServeArgs {
     /// beside them.
     #[arg(long)]
     pub verify_digests: bool,
-    /// Room for adapters.
-    #[command(flatten)]
-    pub adapters: AdapterArgs,
     /// Folder below which clients of the API may name adapters to load; without it they
     /// may name none. It must be the same on every node of the group.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "managed_lora_folder")]
     pub lora_folder: Option<PathBuf>,
-    /// Adapters to load before requests are taken, as NAME=FOLDER.
-    #[arg(long, num_args = 1..)]
-    pub lora_modules: Vec<AdapterModule>,
     /// Name of the node, for reports.
     #[arg(long, env = NODE_NAME_ENV, default_value = "localhost")]
     pub node_name: String,
@@ -72,4 +66,15 @@ pub struct ServeArgs {
     /// Memory limit in bytes, in place of the container's.
     #[arg(long, hide = true)]
     pub memory_limit_bytes: Option<u64>,
+}
+
+impl ServeArgs {
+    /// Who says which adapters the group has.
+    pub fn loading(&self) -> Loading {
+        match (&self.launch.managed_lora_folder, &self.lora_folder) {
+            (Some(folder), _) => Loading::ByList(folder.clone()),
+            (None, Some(folder)) => Loading::ByClients(folder.clone()),
+            (None, None) => Loading::Fixed,
+        }
+    }
 }

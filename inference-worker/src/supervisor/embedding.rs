@@ -158,6 +158,7 @@ impl Inspect for EmbeddingState {
             running: stats.running,
             waiting: stats.waiting,
             self_test: None,
+            adapters: Vec::new(),
             failure: None,
         }
     }

@@ -221,7 +221,6 @@ impl<'a> Pod<'a> {
             queue_tokens: self.args.max_waiting_tokens as usize,
             no_prefix_caching: self.args.no_prefix_caching,
             speculative_tokens: self.args.speculative_tokens.into(),
-            adapters: self.args.adapters,
             own_cores: prepared.own_cores,
             verify_digests: self.args.verify_digests,
             digest: prepared.digest,
@@ -296,8 +295,8 @@ impl<'a> Pod<'a> {
             let rack = AdapterRack::new(
                 client.clone(),
                 launch.served_name.clone(),
-                self.args.adapters.room(),
-                self.args.lora_folder.clone(),
+                crate::adapters::room(launch.adapters),
+                self.args.loading(),
             );
             racks = Some(rack.clone());
             api = Some(Front::new(FrontParts {
@@ -427,7 +426,7 @@ impl<'a> Pod<'a> {
         if let Some(question) = self.question.take() {
             let (sender, rehearsal) = oneshot::channel();
             let (engine, rack) = (engine.clone(), rack.clone());
-            let modules = self.args.lora_modules.clone();
+            let modules = self.args.launch.lora_modules.clone();
             let expected = self.args.launch.self_test_answer.clone();
             tokio::spawn(async move {
                 let report = self_test::run(&engine, question, expected.as_deref()).await;

@@ -82,7 +82,7 @@ pub(super) fn prepare(
             max_tokens: max_tokens as usize,
             step_tokens: STEP_TOKENS as usize,
             kv: kv_format(args.launch.kv_cache_dtype),
-            adapters: args.adapters.room(),
+            adapters: crate::adapters::room(launch.adapters),
         },
     )
     .map_err(|error| of_model(&error))?;

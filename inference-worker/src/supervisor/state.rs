@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use llama_contract::{
-    Device, LaunchArgs, LoadProgress, RankMemory, RankPhase, RankReport, SelfTestReport,
-    StateReport, WorkerPhase,
+    AdapterList, Device, LaunchArgs, LoadProgress, RankMemory, RankPhase, RankReport,
+    SelfTestReport, StateReport, WorkerPhase,
 };
 use tokio::sync::watch;
 
@@ -14,7 +14,7 @@ use crate::comm::millis;
 use crate::engine::{EngineClient, EngineStats};
 use crate::metrics::Metrics;
 use crate::server::internal::Inspect;
-use crate::server::{AdapterRack, Admission};
+use crate::server::{AdapterError, AdapterRack, Admission};
 
 use super::memory::PeakMemory;
 
@@ -136,6 +136,11 @@ impl Inspect for PodState {
             running: stats.running,
             waiting: stats.waiting,
             self_test: self.self_test.get().cloned(),
+            adapters: self
+                .rack
+                .as_ref()
+                .map(AdapterRack::reports)
+                .unwrap_or_default(),
             failure: match &*self.admission.borrow() {
                 Admission::Failed(report) => Some(report.as_ref().clone()),
                 _ => None,
@@ -152,6 +157,11 @@ impl Inspect for PodState {
             .as_ref()
             .map(EngineClient::stats)
             .unwrap_or_default()
+    }
+
+    fn want_adapters(&self, list: AdapterList) -> Result<(), AdapterError> {
+        let rack = self.rack.as_ref().ok_or(AdapterError::NotManaged)?;
+        rack.want(list.adapters)
     }
 
     fn metrics(&self) -> Arc<Metrics> {

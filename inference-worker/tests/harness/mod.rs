@@ -206,6 +206,23 @@ impl Worker {
         self.net.get(self.internal, path)
     }
 
+    /// Puts `body` on the internal port, and returns the status.
+    pub(crate) fn put_internal(&self, path: &str, body: &Value) -> u16 {
+        let stream = self.net.connect(self.internal).expect("the port listens");
+        let answer = request(stream, "PUT", path, body.to_string().as_bytes());
+        answer.expect("it answers").status
+    }
+
+    /// Waits until the pod tells a state as `reached` wants it.
+    pub(crate) fn wait_for_state(&mut self, what: &str, reached: impl Fn(&StateReport) -> bool) {
+        let (net, internal) = (self.net.clone(), self.internal);
+        self.wait_for(what, || {
+            let state = net.get(internal, "/state");
+            let state = state.and_then(|(_, body)| serde_json::from_str(&body).ok());
+            state.is_some_and(|state| reached(&state))
+        });
+    }
+
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         self.net.get(self.api, path)
     }

@@ -5,12 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use llama_contract::{INTERNAL_PORT, RankMemory, STATE_PATH, StateReport};
+use llama_contract::{
+    ADAPTERS_PATH, AdapterList, INTERNAL_PORT, RankMemory, STATE_PATH, StateReport,
+};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
@@ -145,6 +147,23 @@ impl States {
         self.put(question, 1).await;
     }
 
+    /// Tells one pod which adapters to have, and keeps what it says then.
+    pub async fn tell(&self, question: &Question, list: &AdapterList) {
+        let Ok(_place) = self.places.acquire().await else {
+            return;
+        };
+        let socket = SocketAddr::new(question.address, INTERNAL_PORT);
+        match tokio::time::timeout(ANSWER_WITHIN, send_adapters(socket, list)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let uid = &question.uid;
+                tracing::warn!(uid, error, "a worker did not take its list of adapters");
+            }
+            Err(_) => tracing::warn!(uid = question.uid, "a worker was not told its adapters"),
+        }
+        self.put(question, 1).await;
+    }
+
     /// Without an answer the pod has `blame` more failures.
     async fn put(&self, question: &Question, blame: u32) {
         let asked = Instant::now();
@@ -164,6 +183,7 @@ impl States {
                     progress: report.load,
                     load: report.running.saturating_add(report.waiting),
                     memory: memory(&report),
+                    adapters: report.adapters,
                     answer: report.self_test.map(|test| test.answer),
                     age: Duration::ZERO,
                 };
@@ -193,22 +213,47 @@ fn memory(report: &StateReport) -> Option<Vec<RankMemory>> {
     (!all.is_empty()).then_some(all)
 }
 
-/// One `GET` of a worker's state. The connection ends with it.
+/// One `GET` of a worker's state.
 async fn fetch(socket: SocketAddr) -> Result<StateReport, String> {
+    let (_, body) = send(socket, Method::GET, STATE_PATH, Bytes::new()).await?;
+    serde_json::from_slice(&body).map_err(|error| error.to_string())
+}
+
+/// One `PUT` of the adapters that a group should have.
+async fn send_adapters(socket: SocketAddr, list: &AdapterList) -> Result<(), String> {
+    let body = serde_json::to_vec(list).map_err(|error| error.to_string())?;
+    let (status, answer) = send(socket, Method::PUT, ADAPTERS_PATH, body.into()).await?;
+    if status == StatusCode::ACCEPTED {
+        return Ok(());
+    }
+    Err(format!("{status}: {}", String::from_utf8_lossy(&answer)))
+}
+
+/// One request to a worker. The connection ends with it.
+async fn send(
+    socket: SocketAddr,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let stream = TcpStream::connect(socket).await.map_err(|e| text(&e))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| text(&e))?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = Request::get(STATE_PATH)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", socket.to_string())
-        .body(Empty::<Bytes>::new())
+        .header("content-type", "application/json")
+        .body(Full::new(body))
         .map_err(|e| text(&e))?;
     let response = sender.send_request(request).await.map_err(|e| text(&e))?;
+    let status = response.status();
     let body = Limited::new(response.into_body(), MOST_BYTES);
     let body = body.collect().await.map_err(|e| text(&e))?.to_bytes();
-    serde_json::from_slice(&body).map_err(|e| text(&e))
+    Ok((status, body))
 }
 
 #[cfg(test)]

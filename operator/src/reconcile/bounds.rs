@@ -17,6 +17,9 @@ pub fn bounded(mut status: LlamaDeploymentStatus) -> LlamaDeploymentStatus {
             failure.message = shortened(&failure.message);
         }
     }
+    for adapter in &mut status.adapters {
+        adapter.message = adapter.message.as_deref().map(shortened);
+    }
     if let Some(inspection) = &mut status.inspection {
         inspection.message = shortened(&inspection.message);
     }

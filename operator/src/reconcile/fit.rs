@@ -219,6 +219,8 @@ struct Inputs<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     kv_cache: Option<&'static str>,
     min_sequences: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapters: Option<(u8, u16)>,
     memory: Option<u64>,
     /// Which nodes' GPUs count, where the spec does not say how much memory they have.
     placement: Option<(&'a BTreeMap<String, String>, &'a [Toleration])>,
@@ -248,6 +250,10 @@ fn inputs(deployment: &ValidDeployment, memory: Option<u64>) -> String {
         max_tokens: deployment.max_tokens,
         kv_cache: deployment.other_kv_cache(),
         min_sequences: deployment.min_sequences,
+        adapters: deployment
+            .adapters
+            .as_ref()
+            .map(|set| (set.places, set.max_rank)),
         memory,
         placement: by_label.then_some((&placement.node_selector, &placement.tolerations)),
     };

@@ -85,7 +85,7 @@ pub fn records(
 }
 
 /// UID of the first pod of `group`.
-fn leader(group: &GroupPlan, observed: &Observed) -> Option<String> {
+pub(super) fn leader(group: &GroupPlan, observed: &Observed) -> Option<String> {
     let mut pods = pods_of(group, observed);
     pods.find(|pod| pod.node == 0).map(|pod| pod.uid.to_owned())
 }

@@ -4,6 +4,7 @@
 //! they take no client and no clock. A round never waits for anything; it writes what it
 //! sees and leaves the rest to the next event.
 
+pub mod adapters;
 pub mod adopt;
 pub mod apply;
 pub mod bounds;
@@ -240,6 +241,16 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     }
     let mut asked = golden::unanswered(&plan, &status, &observed);
     asked.extend(unmeasured(&plan, &observed, context));
+    let (groups, templates) = (&plan.groups, &plan.templates);
+    asked.extend(adapters::untold(
+        groups,
+        templates,
+        &observed,
+        &status.adapters,
+    ));
+    if tell_adapters(&plan, &observed, context) {
+        next = next.min(ANSWER_PAUSE);
+    }
     if ask_later(&asked, &observed, context) {
         next = next.min(ANSWER_PAUSE);
     }
@@ -352,6 +363,19 @@ fn unmeasured(plan: &plan::Plan, observed: &Observed, context: &Context) -> Vec<
         .filter(|pod| !states.was_measured(pod.uid, MEASURED_EVERY))
         .map(|pod| pod.uid.to_owned())
         .collect()
+}
+
+/// Tells first pods which adapters to have, beside the rounds; whether there is one to tell.
+fn tell_adapters(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>) -> bool {
+    let orders = adapters::orders(&plan.groups, &plan.templates, observed);
+    let any = !orders.is_empty();
+    for (uid, list) in orders {
+        for question in questions(observed, |pod| pod.uid == uid) {
+            let (context, list) = (Arc::clone(context), list.clone());
+            tokio::spawn(async move { context.cluster.states.tell(&question, &list).await });
+        }
+    }
+    any
 }
 
 /// Asks the pods that others wait for how far they are, beside the rounds.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client};
-use llama_contract::{LoadProgress, RankMemory, WorkerPhase};
+use llama_contract::{AdapterReport, LoadProgress, RankMemory, WorkerPhase};
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::pods::PodView;
@@ -39,6 +39,8 @@ pub struct PodState {
     pub load: u32,
     /// What each of its ranks has taken of memory, once all have told.
     pub memory: Option<Vec<RankMemory>>,
+    /// The adapters that it was told to have.
+    pub adapters: Vec<AdapterReport>,
     /// Digest of its golden answer, once it has given one.
     pub answer: Option<String>,
     /// How long ago it said so.

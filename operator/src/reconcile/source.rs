@@ -219,7 +219,11 @@ fn files(
 
 /// `path`, if `inside` (the same without the leading slash that it may have) is made of
 /// plain names only.
-fn good_path(field: &'static str, path: &str, inside: &str) -> Result<String, ValidationError> {
+pub(super) fn good_path(
+    field: &'static str,
+    path: &str,
+    inside: &str,
+) -> Result<String, ValidationError> {
     if inside
         .split('/')
         .any(|part| matches!(part, "" | "." | ".."))

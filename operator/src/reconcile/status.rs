@@ -130,6 +130,7 @@ pub fn of_plan(
         updated_revision: Some(plan.course.wanted.clone()),
         rollout: view.rollout(previous, now),
         self_tests: plan.self_tests.clone(),
+        adapters: plan.adapters.clone(),
         selector: Some(labels::one_pod_a_group(&deployment.name)),
         url: Some(names::url(&deployment.name, &deployment.namespace)),
         served_name: Some(deployment.served_name.clone()),

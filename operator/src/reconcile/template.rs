@@ -205,6 +205,9 @@ fn read(
             suspend: deployment.suspend,
             checks_answers: deployment.checks_answers,
             change: deployment.change.clone(),
+            adapters: then
+                .adapters
+                .map(|set| set.with_list_of(deployment.adapters.as_ref())),
             ..then
         },
         worker,

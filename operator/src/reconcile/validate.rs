@@ -12,6 +12,7 @@ use llama_crds::v1alpha1::{
     MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy, SelfTestPolicy,
 };
 
+use super::adapters::AdapterSet;
 use super::adopt;
 use super::observe::Observed;
 use super::policy::{self, ChangePolicy};
@@ -125,6 +126,23 @@ pub enum ValidationError {
         /// Greatest value.
         most: &'static str,
     },
+    /// More adapters than a group has room for.
+    #[error("spec.adapters.loaded has {count} adapters and spec.adapters.places is {places}")]
+    TooManyAdapters {
+        /// How many it has.
+        count: usize,
+        /// How many it may have.
+        places: u32,
+    },
+    /// An adapter that is called as another, or as the model.
+    #[error(
+        "spec.adapters.loaded has the name {name:?} twice, or it is that of the model: clients \
+         name one of them"
+    )]
+    AdapterNameTaken {
+        /// The name.
+        name: String,
+    },
     /// Two fields of which only one may be set.
     #[error("at most one of {one} and {other} may be set")]
     Exclusive {
@@ -171,6 +189,8 @@ pub struct ValidDeployment {
     pub served_name: String,
     /// Where the model comes from.
     pub source: Source,
+    /// Adapters that are served beside it.
+    pub adapters: Option<AdapterSet>,
     /// Ranks that share each layer.
     pub tensor: u32,
     /// Stages, each of as many ranks.
@@ -272,12 +292,11 @@ pub fn validate(
     };
     let cpu_millis = cpu_millis(spec)?;
     let threads = cpu_millis / 1000 / u64::from(tensor * pipeline / nodes);
+    let served_name = spec.model.served_name.clone();
+    let served_name = served_name.unwrap_or_else(|| name.clone());
     let valid = ValidDeployment {
-        served_name: spec
-            .model
-            .served_name
-            .clone()
-            .unwrap_or_else(|| name.clone()),
+        adapters: AdapterSet::of(spec, &served_name)?,
+        served_name,
         source: source::source(spec)?,
         tensor,
         pipeline,

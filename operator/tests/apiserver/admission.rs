@@ -87,6 +87,30 @@ pub(super) async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
         ("/parallelism", json!({"tensor": 65}), "tensor"),
         ("/parallelism", json!({"pipeline": 0}), "pipeline"),
         ("/replicas", json!(257), "replicas"),
+        (
+            "/adapters",
+            json!({"claimName": "c", "places": 1, "loaded": [
+                {"name": "a", "path": "a"}, {"name": "b", "path": "b"},
+            ]}),
+            "more adapters than there are places",
+        ),
+        (
+            "/adapters",
+            json!({"claimName": "c", "loaded": [{"name": "a", "path": "/a"}]}),
+            "must not start with '/'",
+        ),
+        (
+            "/adapters",
+            json!({"claimName": "c", "loaded": [
+                {"name": "a", "path": "a"}, {"name": "a", "path": "b"},
+            ]}),
+            "Duplicate value",
+        ),
+        (
+            "/adapters",
+            json!({"claimName": "c", "places": 65}),
+            "places",
+        ),
         ("/resources/memory", json!("0"), "at least 32Mi"),
         ("/resources/memory", json!("512m"), "at least 32Mi"),
         ("/resources/memory", json!("-1Gi"), "memory"),

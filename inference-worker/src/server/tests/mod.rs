@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{AdapterRack, Admission, Front, FrontParts, PortLimits, router, serve};
+use super::{AdapterRack, Admission, Front, FrontParts, Loading, PortLimits, router, serve};
 use crate::engine::{EngineClient, FromEngine, Submit, ToEngine, TokenLogprobs, frames};
 use crate::metrics::Metrics;
 use crate::scheduler::Finish;
@@ -116,7 +116,12 @@ impl Api {
         });
         let (admit, admission) = watch::channel(Admission::Serving);
         let text = model_text();
-        let adapters = AdapterRack::new(engine.clone(), "m".to_owned(), AdapterRoom::NONE, None);
+        let adapters = AdapterRack::new(
+            engine.clone(),
+            "m".to_owned(),
+            AdapterRoom::NONE,
+            Loading::Fixed,
+        );
         let front = Front::new(FrontParts {
             served_name: "m".to_owned(),
             max_tokens: MAX_TOKENS,

@@ -99,6 +99,7 @@ fn container(
         },
         threads_per_rank: deployment.threads_per_rank,
         memory_bytes: memory,
+        adapters: pod::adapter_room(deployment),
     };
     let mut args = vec!["inspect".to_owned()];
     args.extend(inspect.to_args());

@@ -15,8 +15,11 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason, SelfTestRecord};
+use llama_crds::v1alpha1::{
+    AdapterStatus, LlamaDeployment, LlamaDeploymentStatus, Reason, SelfTestRecord,
+};
 
+use super::adapters;
 use super::apply::Applied;
 use super::fit::{self, Fit};
 use super::golden;
@@ -80,6 +83,8 @@ pub struct Plan {
     pub templates: Templates,
     /// The golden answers on record.
     pub self_tests: Vec<SelfTestRecord>,
+    /// The adapters of the spec, and those that have to go.
+    pub adapters: Vec<AdapterStatus>,
     /// What keeps pods from starting, with the index of the group.
     pub obstacles: Vec<(u32, Obstacle)>,
     /// What is wrong with the model's claim.
@@ -166,6 +171,13 @@ pub fn plan(
         fit.plan = Some(measured::noted(made, group, observed));
     }
     let self_tests = golden::records(previous, &groups.plans, &templates, observed, now);
+    let adapters = adapters::statuses(
+        deployment.adapters.as_ref(),
+        &groups.plans,
+        &templates,
+        observed,
+        &previous.adapters,
+    );
     let create = pods(&templates, observed, previous, &groups.plans);
     let live: Vec<_> = views
         .iter()
@@ -203,6 +215,7 @@ pub fn plan(
         groups: groups.plans,
         decision: groups.decision,
         self_tests,
+        adapters,
         course: groups.course,
         templates,
         obstacles,

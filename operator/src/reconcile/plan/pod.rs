@@ -5,21 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
     HTTPGetAction, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
-    Pod, PodSchedulingGate, PodSecurityContext, PodSpec, PreferredSchedulingTerm, Probe,
-    ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, Volume, VolumeMount,
+    PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSecurityContext, PodSpec,
+    PreferredSchedulingTerm, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
+    SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 use llama_contract::{
-    API_PORT, API_PORT_NAME, Device, HEALTH_PATH, INTERNAL_PORT, INTERNAL_PORT_NAME, LIVE_PATH,
-    LaunchArgs, NODE_NAME_ENV, POD_IP_ENV, POD_NAME_ENV, RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME,
-    RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG,
+    ADAPTER_MOUNT, API_PORT, API_PORT_NAME, AdapterArgs, Device, HEALTH_PATH, INTERNAL_PORT,
+    INTERNAL_PORT_NAME, LIVE_PATH, LaunchArgs, NODE_NAME_ENV, POD_IP_ENV, POD_NAME_ENV,
+    RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG,
 };
 
 use super::WorkerSettings;
 use super::model::{self, Extent};
 use super::secret::TOKEN_KEY;
+use crate::reconcile::adapters::AdapterSet;
 use crate::reconcile::validate::ValidDeployment;
 use crate::{labels, names};
 
@@ -31,6 +33,7 @@ const USER: i64 = 65532;
 const GRACE_MARGIN_SECONDS: u32 = 15;
 
 const SHARED_MEMORY_VOLUME: &str = "shared-memory";
+const ADAPTER_VOLUME: &str = "adapters";
 
 /// Which pod of which incarnation.
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +158,12 @@ fn worker(deployment: &ValidDeployment, settings: &WorkerSettings, place: &Place
     if deployment.gpu.is_some() {
         mounts.push(mount(SHARED_MEMORY_VOLUME, "/dev/shm"));
     }
+    if deployment.adapters.is_some() {
+        mounts.push(VolumeMount {
+            read_only: Some(true),
+            ..mount(ADAPTER_VOLUME, ADAPTER_MOUNT)
+        });
+    }
     Container {
         name: WORKER_CONTAINER.to_owned(),
         image: Some(settings.image.clone()),
@@ -210,7 +219,23 @@ fn launch(
         rendezvous,
         drain_seconds: settings.drain_seconds,
         self_test_answer: place.answer.map(str::to_owned),
+        adapters: adapter_room(deployment),
+        managed_lora_folder: deployment.adapters.as_ref().map(|_| ADAPTER_MOUNT.into()),
+        lora_modules: deployment
+            .adapters
+            .as_ref()
+            .map(AdapterSet::modules)
+            .unwrap_or_default(),
     }
+}
+
+/// Room that ranks keep for adapters.
+pub(super) fn adapter_room(deployment: &ValidDeployment) -> AdapterArgs {
+    let set = deployment.adapters.as_ref();
+    set.map_or_else(AdapterArgs::default, |set| AdapterArgs {
+        max_loras: set.places,
+        max_lora_rank: set.max_rank,
+    })
 }
 
 fn field(name: &str, path: &str) -> EnvVar {
@@ -311,6 +336,16 @@ fn volumes(deployment: &ValidDeployment) -> Vec<Volume> {
             empty_dir: Some(EmptyDirVolumeSource {
                 medium: Some("Memory".to_owned()),
                 size_limit: None,
+            }),
+            ..Volume::default()
+        });
+    }
+    if let Some(set) = &deployment.adapters {
+        all.push(Volume {
+            name: ADAPTER_VOLUME.to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: set.claim.clone(),
+                read_only: Some(true),
             }),
             ..Volume::default()
         });

@@ -36,6 +36,9 @@ struct Inputs<'a> {
     priority_class: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     topology: Option<&'a Topology>,
+    /// Claim, places and highest rank; which are loaded needs no new pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapters: Option<(&'a str, u8, u16)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     restart: Option<&'a str>,
 }
@@ -78,6 +81,10 @@ pub fn revision(deployment: &ValidDeployment) -> String {
         tolerations: &deployment.placement.tolerations,
         priority_class: deployment.placement.priority_class_name.as_deref(),
         topology: deployment.placement.topology.as_ref(),
+        adapters: deployment
+            .adapters
+            .as_ref()
+            .map(|set| (set.claim.as_str(), set.places, set.max_rank)),
         restart: deployment.restart.as_deref(),
     };
     // Plain fields and maps with text keys always serialize.
