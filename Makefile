@@ -60,7 +60,7 @@ fuzz: ## Fuzz the parsers of untrusted input for a minute each; needs a nightly 
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-generate: ## Write the CRD, the chart's copy of it and the reference docs from the types
+generate: ## Write the CRDs, the chart's copies of them and the reference docs from the types
 	$(CARGO) run --quiet -p llama-crds --bin crdgen -- write
 
 kubectl-llama: ## Install the plugin for kubectl, `kubectl llama`, with Cargo's programs

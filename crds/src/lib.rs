@@ -1,7 +1,7 @@
-//! Types of the `llmops.dev` API, from which its `CustomResourceDefinition` is generated.
+//! Types of the `llmops.dev` API, from which its `CustomResourceDefinition`s are generated.
 //!
 //! Only types: what the fields mean is enforced by the schema (ranges, CEL rules) and
-//! by the operator. The generated YAML stands in `crds/llamadeployments.yaml`.
+//! by the operator. The generated YAML stands in `crds`, a file for each kind.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
@@ -16,12 +16,28 @@ pub const GROUP: &str = "llmops.dev";
 /// Plural name of [`v1alpha1::LlamaDeployment`] in URLs and RBAC rules.
 pub const PLURAL: &str = "llamadeployments";
 
+/// Plural name of [`v1alpha1::LlamaModel`] in URLs and RBAC rules.
+pub const MODELS_PLURAL: &str = "llamamodels";
+
 /// The `CustomResourceDefinition` of [`v1alpha1::LlamaDeployment`].
-///
+pub fn crd() -> CustomResourceDefinition {
+    tidied::<v1alpha1::LlamaDeployment>()
+}
+
+/// The `CustomResourceDefinition` of [`v1alpha1::LlamaModel`].
+pub fn model_crd() -> CustomResourceDefinition {
+    tidied::<v1alpha1::LlamaModel>()
+}
+
+/// Every `CustomResourceDefinition` that the operator needs.
+pub fn crds() -> [CustomResourceDefinition; 2] {
+    [crd(), model_crd()]
+}
+
 /// Optional fields are absent and never `null`, and descriptions have no line breaks
 /// of the source.
-pub fn crd() -> CustomResourceDefinition {
-    let mut crd = <v1alpha1::LlamaDeployment as kube::CustomResourceExt>::crd();
+fn tidied<K: kube::CustomResourceExt>() -> CustomResourceDefinition {
+    let mut crd = K::crd();
     for version in &mut crd.spec.versions {
         if let Some(validation) = &mut version.schema
             && let Some(root) = &mut validation.open_api_v3_schema

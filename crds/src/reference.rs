@@ -7,7 +7,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 
-use crate::v1alpha1::{ConditionType, GroupPhase, Reason};
+use crate::MODELS_PLURAL;
+use crate::v1alpha1::{ConditionType, GroupPhase, ModelNodePhase, ModelReason, Reason};
 
 /// Markdown page of every field, column, condition and reason of `crd`.
 ///
@@ -29,7 +30,9 @@ pub fn page(crd: &CustomResourceDefinition) -> Result<String, std::fmt::Error> {
                 .unwrap_or_default()
                 .join("`, `")
         )?;
-        columns(&mut page, version)?;
+        let short = names.short_names.iter().flatten().next();
+        let short = short.unwrap_or(&names.plural);
+        columns(&mut page, short, version)?;
         let Some(root) = version
             .schema
             .as_ref()
@@ -56,12 +59,23 @@ pub fn page(crd: &CustomResourceDefinition) -> Result<String, std::fmt::Error> {
             }
         }
     }
-    vocabulary(&mut page)?;
+    if names.plural == MODELS_PLURAL {
+        model_vocabulary(&mut page)?;
+    } else {
+        vocabulary(&mut page)?;
+    }
     Ok(page)
 }
 
-fn columns(page: &mut String, version: &CustomResourceDefinitionVersion) -> std::fmt::Result {
-    page.push_str("`kubectl get ld` shows:\n\n| column | meaning |\n|---|---|\n");
+fn columns(
+    page: &mut String,
+    short: &str,
+    version: &CustomResourceDefinitionVersion,
+) -> std::fmt::Result {
+    write!(
+        page,
+        "`kubectl get {short}` shows:\n\n| column | meaning |\n|---|---|\n"
+    )?;
     for column in version.additional_printer_columns.iter().flatten() {
         let wide = if column.priority.unwrap_or(0) > 0 {
             " (`-o wide`)"
@@ -194,5 +208,23 @@ fn vocabulary(page: &mut String) -> std::fmt::Result {
     }
     let phases: Vec<_> = GroupPhase::ALL.iter().map(|phase| phase.as_str()).collect();
     writeln!(page, "\nPhases of a group: {}.", phases.join(", "))?;
+    Ok(())
+}
+
+fn model_vocabulary(page: &mut String) -> std::fmt::Result {
+    page.push_str(
+        "\n## Condition Ready\n\nEvery copy that there should be is whole. Its reasons are \
+         these, those of a LlamaDeployment that speak of claims, pods, images and the spec, and \
+         the failure category of a fetch (for example `DigestMismatch`, `SourceUnreachable`).\n\n\
+         | reason | meaning |\n|---|---|\n",
+    );
+    for reason in ModelReason::ALL {
+        writeln!(page, "| {} | {} |", reason.as_str(), reason.meaning())?;
+    }
+    let phases: Vec<_> = ModelNodePhase::ALL
+        .iter()
+        .map(|phase| phase.as_str())
+        .collect();
+    writeln!(page, "\nPhases of a node: {}.", phases.join(", "))?;
     Ok(())
 }

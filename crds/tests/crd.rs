@@ -6,14 +6,26 @@ use std::path::Path;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use llama_crds::v1alpha1::{
-    Accelerator, ConditionType, LlamaDeployment, MAX_GROUP_ENTRIES, MAX_GROUPS, MAX_NAME_LENGTH,
-    MAX_RANKS, MAX_TEXT, MIN_MEMORY_BYTES, Reason,
+    Accelerator, ConditionType, LlamaDeployment, MAX_CONCURRENT_FETCHES, MAX_GROUP_ENTRIES,
+    MAX_GROUPS, MAX_MODEL_NODES, MAX_MODEL_USERS, MAX_NAME_LENGTH, MAX_RANKS, MAX_TEXT,
+    MIN_MEMORY_BYTES, Reason,
 };
 use serde_json::Value;
 
 fn schema() -> Value {
-    let crd = serde_json::to_value(llama_crds::crd()).expect("the CRD is JSON");
+    schema_of(&llama_crds::crd())
+}
+
+fn schema_of(crd: &CustomResourceDefinition) -> Value {
+    let crd = serde_json::to_value(crd).expect("the CRD is JSON");
     crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
+}
+
+/// Calls `visit` with the path and schema of every field of every kind.
+fn walk_all(mut visit: impl FnMut(&str, &Value)) {
+    for crd in llama_crds::crds() {
+        walk("", &schema_of(&crd), &mut visit);
+    }
 }
 
 /// Calls `visit` with the path and schema of every field below `schema`.
@@ -30,8 +42,9 @@ fn walk(path: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
 #[test]
 fn every_field_says_what_it_is() {
     let mut seen = 0;
-    walk("", &schema(), &mut |path, field| {
-        if !path.is_empty() && !path.ends_with("nodes[]") {
+    walk_all(|path, field| {
+        let is_name = path.ends_with("nodes[]") || path.ends_with("usedBy[]");
+        if !path.is_empty() && !is_name {
             let text = field["description"].as_str().unwrap_or_default();
             assert!(text.len() > 10, "{path} has no description");
             seen += 1;
@@ -44,7 +57,7 @@ fn every_field_says_what_it_is() {
 #[test]
 fn no_value_is_a_boolean_to_kubectl() {
     let booleans = ["on", "off", "yes", "no", "y", "n", "true", "false", "null"];
-    walk("", &schema(), &mut |path, field| {
+    walk_all(|path, field| {
         for value in field["enum"].as_array().into_iter().flatten() {
             let word = value.as_str().unwrap_or_default().to_ascii_lowercase();
             assert!(!booleans.contains(&word.as_str()), "{path} may be {value}");
@@ -54,20 +67,19 @@ fn no_value_is_a_boolean_to_kubectl() {
 
 #[test]
 fn every_list_and_text_of_spec_is_bounded() {
-    walk(
-        "spec",
-        &schema()["properties"]["spec"],
-        &mut |path, field| match field["type"].as_str() {
-            Some("string") if field["enum"].is_null() => {
-                assert!(field["maxLength"].is_u64(), "{path} has no maxLength");
-            }
-            Some("array") => assert!(field["maxItems"].is_u64(), "{path} has no maxItems"),
-            Some("integer") if !path.ends_with("tolerationSeconds") => {
-                assert!(field["maximum"].is_number(), "{path} has no maximum");
-            }
-            _ => {}
-        },
-    );
+    let mut visit = |path: &str, field: &Value| match field["type"].as_str() {
+        Some("string") if field["enum"].is_null() => {
+            assert!(field["maxLength"].is_u64(), "{path} has no maxLength");
+        }
+        Some("array") => assert!(field["maxItems"].is_u64(), "{path} has no maxItems"),
+        Some("integer") if !path.ends_with("tolerationSeconds") => {
+            assert!(field["maximum"].is_number(), "{path} has no maximum");
+        }
+        _ => {}
+    };
+    for crd in llama_crds::crds() {
+        walk("spec", &schema_of(&crd)["properties"]["spec"], &mut visit);
+    }
 }
 
 #[test]
@@ -85,7 +97,7 @@ fn every_rank_of_the_greatest_group_can_be_named() {
 
 #[test]
 fn no_field_is_nullable_or_unsigned() {
-    walk("", &schema(), &mut |path, field| {
+    walk_all(|path, field| {
         assert!(field["nullable"].is_null(), "{path} is nullable");
         let format = field["format"].as_str().unwrap_or_default();
         assert!(!format.starts_with("uint"), "{path} has format {format}");
@@ -110,6 +122,16 @@ fn limits_of_the_schema_are_the_constants() {
     }
     let rules = schema["x-kubernetes-validations"].to_string();
     assert!(rules.contains(&format!("size(self.metadata.name) <= {MAX_NAME_LENGTH}")));
+    let model = schema_of(&llama_crds::model_crd());
+    let status = &model["properties"]["status"]["properties"];
+    for (field, most) in [("nodes", MAX_MODEL_NODES), ("usedBy", MAX_MODEL_USERS)] {
+        assert_eq!(status[field]["maxItems"].as_u64(), Some(most as u64));
+    }
+    let fetches = &model["properties"]["spec"]["properties"]["maxConcurrentFetches"];
+    assert_eq!(
+        fetches["maximum"].as_f64(),
+        Some(f64::from(MAX_CONCURRENT_FETCHES))
+    );
     let parallelism = &schema["properties"]["spec"]["properties"]["parallelism"];
     let rules = parallelism["x-kubernetes-validations"].to_string();
     assert!(rules.contains(&format!("self.tensor * self.pipeline <= {MAX_RANKS}")));
@@ -125,22 +147,24 @@ fn limits_of_the_schema_are_the_constants() {
 #[test]
 fn committed_yaml_is_the_generated_one() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for path in [
-        "crds/llamadeployments.yaml",
-        "charts/llama-operator/crd/llamadeployments.yaml",
-    ] {
-        let text = std::fs::read_to_string(root.join(path)).expect("run `make generate`");
-        assert!(text.len() < 100_000, "{path} has {} bytes", text.len());
-        let committed: CustomResourceDefinition = serde_yaml::from_str(&text).expect("parses");
-        assert_eq!(committed, llama_crds::crd(), "{path}: run `make generate`");
+    for crd in llama_crds::crds() {
+        let names = &crd.spec.names;
+        for folder in ["crds", "charts/llama-operator/crd"] {
+            let path = format!("{folder}/{}.yaml", names.plural);
+            let text = std::fs::read_to_string(root.join(&path)).expect("run `make generate`");
+            assert!(text.len() < 100_000, "{path} has {} bytes", text.len());
+            let committed: CustomResourceDefinition = serde_yaml::from_str(&text).expect("parses");
+            assert_eq!(committed, crd, "{path}: run `make generate`");
+        }
+        let page = llama_crds::reference::page(&crd).expect("writes");
+        let path = format!("docs/reference/{}.md", names.kind.to_lowercase());
+        let committed = std::fs::read_to_string(root.join(path));
+        assert_eq!(
+            committed.expect("run `make generate`"),
+            page,
+            "run `make generate`"
+        );
     }
-    let page = llama_crds::reference::page(&llama_crds::crd()).expect("writes");
-    let committed = std::fs::read_to_string(root.join("docs/reference/llamadeployment.md"));
-    assert_eq!(
-        committed.expect("run `make generate`"),
-        page,
-        "run `make generate`"
-    );
 }
 
 #[test]

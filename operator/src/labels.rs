@@ -36,6 +36,9 @@ pub const PAUSE: &str = "llmops.dev/paused";
 /// Hash of what an inspection pod was made from; only such pods have it.
 pub const INSPECTION: &str = "llmops.dev/inspection";
 
+/// Name of the `LlamaModel` that a fetching pod belongs to; only such pods have it.
+pub const MODEL: &str = "llmops.dev/model";
+
 const COMPONENT: &str = "app.kubernetes.io/component";
 const PART_OF: &str = "app.kubernetes.io/part-of";
 /// What the pods of groups are.
@@ -46,13 +49,23 @@ pub const TRUE: &str = "true";
 
 /// Labels of everything that belongs to the deployment `name`.
 pub fn common(name: &str) -> BTreeMap<String, String> {
+    labelled(DEPLOYMENT, name, INFERENCE)
+}
+
+/// Labels of the pods that fetch for the `LlamaModel` `name`.
+pub fn fetching(name: &str) -> BTreeMap<String, String> {
+    labelled(MODEL, name, "model")
+}
+
+/// Labels of what belongs to `name`, which is what `owner` says.
+fn labelled(owner: &str, name: &str, component: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "llama-worker"),
         ("app.kubernetes.io/instance", name),
-        (COMPONENT, INFERENCE),
+        (COMPONENT, component),
         (PART_OF, FIELD_MANAGER),
         (MANAGED_BY, FIELD_MANAGER),
-        (DEPLOYMENT, name),
+        (owner, name),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into()
@@ -72,9 +85,14 @@ pub fn group_pods(name: &str) -> BTreeMap<String, String> {
         .into()
 }
 
-/// Selector of everything that this operator manages.
+/// Selector of what belongs to `LlamaDeployments`.
 pub fn managed() -> String {
-    format!("{MANAGED_BY}={FIELD_MANAGER}")
+    format!("{MANAGED_BY}={FIELD_MANAGER},{DEPLOYMENT}")
+}
+
+/// Selector of what belongs to `LlamaModels`.
+pub fn of_models() -> String {
+    format!("{MANAGED_BY}={FIELD_MANAGER},{MODEL}")
 }
 
 /// Selector of the Deployments that run operators: the chart gives them these labels.

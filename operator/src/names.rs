@@ -3,6 +3,8 @@
 
 use llama_contract::{API_PORT, RENDEZVOUS_PORT};
 
+use crate::reconcile::plan::fnv1a;
+
 /// Group `group` of deployment `name`, in messages and reports.
 pub fn group(name: &str, group: u32) -> String {
     format!("{name}-{group}")
@@ -16,6 +18,12 @@ pub fn pod(name: &str, group: u32, node: u32) -> String {
 /// The pod that inspects the model.
 pub fn inspection(name: &str) -> String {
     format!("{name}-inspect")
+}
+
+/// The pod that fetches for the `LlamaModel` `name` on the node `node`. Not the node's name:
+/// the two together may be longer than a name can be, and must not meet another pair.
+pub fn fetch(name: &str, node: &str) -> String {
+    format!("{name}-fetch-{:016x}", fnv1a(node.as_bytes()))
 }
 
 /// The Service that clients use.

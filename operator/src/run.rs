@@ -6,16 +6,18 @@ use std::time::{Duration, Instant};
 
 use axum::http::Request;
 use futures::StreamExt;
-use futures::stream::select_all;
+use futures::stream::{BoxStream, select_all};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::ListParams;
 use kube::client::Body;
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{self, Controller};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, Config, ResourceExt};
-use llama_crds::v1alpha1::LlamaDeployment;
-use llama_crds::{GROUP, PLURAL};
+use kube::runtime::watcher;
+use kube::{Client, Config, Resource, ResourceExt};
+use llama_crds::v1alpha1::{LlamaDeployment, LlamaModel};
+use llama_crds::{GROUP, MODELS_PLURAL, PLURAL};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
@@ -26,12 +28,13 @@ use tower::service_fn;
 use crate::args::Args;
 use crate::backoff::Backoff;
 use crate::cluster::Cluster;
-use crate::cluster::object::Guarded;
+use crate::cluster::object::{Guarded, GuardedModel};
 use crate::cluster::watch::{self, scoped};
 use crate::context::{Context, Settings};
 use crate::http::{self, Readiness};
 use crate::lease::{Candidate, LeaseError};
 use crate::metrics::Metrics;
+use crate::models;
 use crate::reconcile;
 use crate::reconcile::plan::WorkerSettings;
 use crate::telemetry::chain;
@@ -75,10 +78,12 @@ pub enum RunError {
     HttpEnded,
     /// There is no such resource, or it may not be read.
     #[error(
-        "list {PLURAL}.{GROUP} in {scope} for {SERVED_WITHIN:?}: see that the \
+        "list {plural}.{GROUP} in {scope} for {SERVED_WITHIN:?}: see that the \
          CustomResourceDefinition is installed and that this account may list them"
     )]
     NotServed {
+        /// What.
+        plural: &'static str,
         /// Which namespaces.
         scope: String,
         /// The last answer; none if there was no answer.
@@ -243,34 +248,52 @@ fn scopes(args: &Args) -> Vec<Option<&str>> {
     }
 }
 
-/// Waits until `LlamaDeployments` can be listed. A watch of what is not served would only
-/// fail again and again, and nothing would be ready or say why.
+/// Waits until our kinds can be listed. A watch of what is not served would only fail again
+/// and again, and nothing would be ready or say why.
 async fn served(args: &Args, client: &Client) -> Result<(), RunError> {
     let deadline = Instant::now() + SERVED_WITHIN;
     for namespace in scopes(args) {
-        let objects = scoped::<LlamaDeployment>(client, namespace);
-        let scope = match namespace {
-            None => "all namespaces".to_owned(),
-            Some(name) => format!("namespace {name}"),
-        };
-        let one = ListParams::default().limit(1);
-        loop {
-            let source = match timeout(LOOK_EVERY, objects.list_metadata(&one)).await {
-                Ok(Ok(_)) => break,
-                Ok(Err(source)) => Some(Box::new(source)),
-                Err(_) => None,
-            };
-            if Instant::now() >= deadline {
-                return Err(RunError::NotServed { scope, source });
-            }
-            let error = source
-                .as_deref()
-                .map_or_else(|| "no answer".to_owned(), |source| chain(source));
-            tracing::warn!(%error, %scope, "cannot list LlamaDeployments yet");
-            sleep(LOOK_EVERY).await;
-        }
+        listed::<LlamaDeployment>(client, namespace, PLURAL, deadline).await?;
+        listed::<LlamaModel>(client, namespace, MODELS_PLURAL, deadline).await?;
     }
     Ok(())
+}
+
+async fn listed<K>(
+    client: &Client,
+    namespace: Option<&str>,
+    plural: &'static str,
+    deadline: Instant,
+) -> Result<(), RunError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let objects = scoped::<K>(client, namespace);
+    let scope = match namespace {
+        None => "all namespaces".to_owned(),
+        Some(name) => format!("namespace {name}"),
+    };
+    let one = ListParams::default().limit(1);
+    loop {
+        let source = match timeout(LOOK_EVERY, objects.list_metadata(&one)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(source)) => Some(Box::new(source)),
+            Err(_) => None,
+        };
+        if Instant::now() >= deadline {
+            return Err(RunError::NotServed {
+                plural,
+                scope,
+                source,
+            });
+        }
+        let error = source
+            .as_deref()
+            .map_or_else(|| "no answer".to_owned(), |source| chain(source));
+        tracing::warn!(%error, %scope, plural, "cannot list them yet");
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 /// Runs one controller for each watched namespace, or one for all.
@@ -279,44 +302,110 @@ async fn control(
     context: &Arc<Context>,
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
-    tracing::info!(namespaces = ?args.watch_namespace, "watching LlamaDeployments");
+    tracing::info!(namespaces = ?args.watch_namespace, "watching LlamaDeployments and LlamaModels");
     // Who may see only some namespaces may not see nodes.
     let _capacity = args.watch_namespace.is_empty().then(|| {
         context.cluster.capacity.expect();
         AbortOnDropHandle::new(tokio::spawn(watch::capacity(Arc::clone(context))))
     });
-    let rounds = scopes(args).into_iter().map(|namespace| {
-        controller(context, namespace, args.concurrency)
-            .graceful_shutdown_on(stop.clone().cancelled_owned())
-            .run(
-                reconcile::reconcile,
-                reconcile::error_policy,
-                Arc::clone(context),
-            )
-            .boxed()
+    let rounds = scopes(args).into_iter().flat_map(|namespace| {
+        [
+            deployments(args, context, namespace, stop),
+            models(args, context, namespace, stop),
+        ]
     });
-    let mut rounds = select_all(rounds);
-    while let Some(round) = rounds.next().await {
-        // Failed rounds were logged by the error policy.
-        match round {
-            Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
-            Err(controller::Error::ObjectNotFound(object)) => {
-                let namespace = object.namespace.unwrap_or_default();
-                let key = format!("{namespace}/{}", object.name);
-                context.metrics.forget(&key);
-                context.backoff.forget(&key);
-            }
-            Err(error) => {
-                context.metrics.watch_failed();
-                tracing::warn!(error = chain(&error), "watch failed, opening it again");
-            }
-        }
-    }
+    select_all(rounds).collect::<()>().await;
     if stop.is_cancelled() {
         Ok(())
     } else {
         Err(RunError::WatchEnded)
     }
+}
+
+/// Rounds of `LlamaDeployments`, until all have ended.
+fn deployments(
+    args: &Args,
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+    stop: &CancellationToken,
+) -> BoxStream<'static, ()> {
+    let context = Arc::clone(context);
+    let rounds = controller(&context, namespace, args.concurrency)
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(
+            reconcile::reconcile,
+            reconcile::error_policy,
+            Arc::clone(&context),
+        );
+    rounds
+        .map(move |round| {
+            ended(&context, round, |namespace, name| {
+                let key = format!("{namespace}/{name}");
+                context.metrics.forget(&key);
+                context.backoff.forget(&key);
+                context.cluster.users.note((namespace, name), None);
+            });
+        })
+        .boxed()
+}
+
+/// Rounds of `LlamaModels`, until all have ended.
+fn models(
+    args: &Args,
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+    stop: &CancellationToken,
+) -> BoxStream<'static, ()> {
+    let context = Arc::clone(context);
+    let objects = scoped::<GuardedModel>(&context.client, namespace);
+    let cluster = &context.cluster;
+    let rounds = Controller::new(objects, watch::all())
+        .with_config(config(args.concurrency))
+        .reconcile_on(watch::fetchers(&context, namespace))
+        .reconcile_all_on(watch::rings(&cluster.node_changes))
+        .reconcile_all_on(watch::rings(&cluster.users.changes))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(
+            models::reconcile,
+            models::error_policy,
+            Arc::clone(&context),
+        );
+    rounds
+        .map(move |round| {
+            ended(&context, round, |namespace, name| {
+                let key = models::backoff_key(&namespace, &name);
+                context.backoff.forget(&key);
+            });
+        })
+        .boxed()
+}
+
+/// What a round came to; of an object that is gone `gone` gets namespace and name. Failed
+/// rounds were logged by the error policy.
+fn ended<K: Resource<DynamicType = ()>>(
+    context: &Context,
+    round: Result<
+        (ObjectRef<K>, controller::Action),
+        controller::Error<reconcile::Error, watcher::Error>,
+    >,
+    gone: impl FnOnce(String, String),
+) {
+    match round {
+        Ok(_) | Err(controller::Error::ReconcilerFailed(..)) => {}
+        Err(controller::Error::ObjectNotFound(object)) => {
+            gone(object.namespace.unwrap_or_default(), object.name);
+        }
+        Err(error) => {
+            context.metrics.watch_failed();
+            tracing::warn!(error = chain(&error), "watch failed, opening it again");
+        }
+    }
+}
+
+fn config(concurrency: u16) -> controller::Config {
+    controller::Config::default()
+        .concurrency(concurrency)
+        .debounce(DEBOUNCE)
 }
 
 fn controller(
@@ -326,15 +415,11 @@ fn controller(
 ) -> Controller<Guarded> {
     let client = &context.client;
     let controller = Controller::new(scoped::<Guarded>(client, namespace), watch::all())
-        .with_config(
-            controller::Config::default()
-                .concurrency(concurrency)
-                .debounce(DEBOUNCE),
-        );
+        .with_config(config(concurrency));
     let store = controller.store();
     controller
         .reconcile_on(watch::children(context, namespace))
-        .reconcile_all_on(watch::closings(context))
+        .reconcile_all_on(watch::rings(&context.cluster.closings))
         .watches(
             scoped::<PartialObjectMeta<PersistentVolumeClaim>>(client, namespace),
             watch::all(),

@@ -117,12 +117,13 @@ async fn the_topology_that_is_required_is_waited_for(client: &Client) -> anyhow:
 
 async fn install_crd(client: &Client) -> anyhow::Result<()> {
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let crd = llama_crds::crd();
-    let name = crd.name_any();
-    let params = PatchParams::apply("test");
-    crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
-    let established = await_condition(crds, &name, conditions::is_crd_established());
-    tokio::time::timeout(WITHIN, established).await??;
+    for crd in llama_crds::crds() {
+        let name = crd.name_any();
+        let params = PatchParams::apply("test");
+        crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
+        let established = await_condition(crds.clone(), &name, conditions::is_crd_established());
+        tokio::time::timeout(WITHIN, established).await??;
+    }
     Ok(())
 }
 

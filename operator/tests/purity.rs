@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 24] = [
+const PURE: [&str; 27] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/bounds.rs",
@@ -28,6 +28,9 @@ const PURE: [&str; 24] = [
     "src/reconcile/status.rs",
     "src/reconcile/notices.rs",
     "src/reconcile/plan",
+    "src/models/validate.rs",
+    "src/models/plan.rs",
+    "src/models/status.rs",
     "src/backoff.rs",
 ];
 

@@ -1,12 +1,14 @@
-//! Writes what is generated from the API types: the CRD, the chart's copy of it and the
-//! reference page.
+//! Writes what is generated from the API types: the CRDs, the chart's copies of them and the
+//! reference pages.
 //!
-//! `crdgen` prints the CRD, `crdgen docs` the reference page, `crdgen write` writes all
+//! `crdgen` prints the CRDs, `crdgen docs` the reference pages, `crdgen write` writes all
 //! files, `crdgen check` fails when a committed file differs.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 const HEADER: &str = "# Written by crdgen from crds/src; do not edit.\n";
 
@@ -24,8 +26,16 @@ fn main() -> ExitCode {
 fn run() -> Result<ExitCode, Box<dyn Error>> {
     let task = std::env::args().nth(1);
     match task.as_deref() {
-        None => print!("{}", crd_yaml()?),
-        Some("docs") => print!("{}", llama_crds::reference::page(&llama_crds::crd())?),
+        None => {
+            for crd in llama_crds::crds() {
+                print!("---\n{}", crd_yaml(&crd)?);
+            }
+        }
+        Some("docs") => {
+            for crd in llama_crds::crds() {
+                print!("{}", llama_crds::reference::page(&crd)?);
+            }
+        }
         Some("write") => {
             for (path, text) in files()? {
                 if let Some(folder) = path.parent() {
@@ -57,26 +67,22 @@ fn check() -> Result<ExitCode, Box<dyn Error>> {
     Ok(code)
 }
 
-fn crd_yaml() -> Result<String, Box<dyn Error>> {
-    Ok(format!(
-        "{HEADER}{}",
-        serde_yaml::to_string(&llama_crds::crd())?
-    ))
+fn crd_yaml(crd: &CustomResourceDefinition) -> Result<String, Box<dyn Error>> {
+    Ok(format!("{HEADER}{}", serde_yaml::to_string(crd)?))
 }
 
 /// Every generated file with its text.
 fn files() -> Result<Vec<(PathBuf, String)>, Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let yaml = crd_yaml()?;
-    Ok(vec![
-        (root.join("crds/llamadeployments.yaml"), yaml.clone()),
-        (
-            root.join("charts/llama-operator/crd/llamadeployments.yaml"),
-            yaml,
-        ),
-        (
-            root.join("docs/reference/llamadeployment.md"),
-            llama_crds::reference::page(&llama_crds::crd())?,
-        ),
-    ])
+    let mut all = Vec::new();
+    for crd in llama_crds::crds() {
+        let (yaml, names) = (crd_yaml(&crd)?, &crd.spec.names);
+        let file = format!("{}.yaml", names.plural);
+        all.push((root.join("crds").join(&file), yaml.clone()));
+        all.push((root.join("charts/llama-operator/crd").join(&file), yaml));
+        let page = format!("{}.md", names.kind.to_lowercase());
+        let page = root.join("docs/reference").join(page);
+        all.push((page, llama_crds::reference::page(&crd)?));
+    }
+    Ok(all)
 }

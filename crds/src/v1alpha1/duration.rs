@@ -51,6 +51,10 @@ impl Duration {
         Self::of("1h")
     }
 
+    pub(super) fn day() -> Self {
+        Self::of("24h")
+    }
+
     pub(super) fn rollout() -> Self {
         Self::of("45m")
     }

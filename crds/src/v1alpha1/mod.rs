@@ -13,6 +13,7 @@
 mod adapters;
 mod change;
 mod duration;
+mod llama_model;
 mod model;
 mod plan;
 mod spec;
@@ -24,6 +25,10 @@ pub use change::{
     Rollout, RolloutStrategy, SelfTestPolicy,
 };
 pub use duration::Duration;
+pub use llama_model::{
+    ANY_NODE, Copies, LlamaModel, LlamaModelSpec, LlamaModelStatus, MAX_CONCURRENT_FETCHES,
+    MAX_MODEL_NODES, MAX_MODEL_USERS, ModelNodePhase, ModelNodeStatus, ModelNodes, ModelReason,
+};
 pub use model::{
     HttpSource, HuggingFaceSource, ImagePullPolicy, ImageSource, KeyReference, MIN_CACHE_BYTES,
     Model, ModelCache, ModelFile, ModelSource, NameReference, PvcSource, S3Source,

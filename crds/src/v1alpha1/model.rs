@@ -285,7 +285,7 @@ pub struct ModelCache {
     /// one that a pod uses never does.
     #[schemars(schema_with = "crate::schema::quantity")]
     #[x_kube(
-        validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1Mi')) >= 0").message("model.cache.size must be at least 1Mi, for example 500Gi")
+        validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1Mi')) >= 0").message("cache.size must be at least 1Mi, for example 500Gi")
     )]
     pub size: Quantity,
 }

@@ -227,7 +227,9 @@ impl ControlPlane {
         let client = &self.client;
         let params = PostParams::default();
         let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-        definitions.create(&params, &llama_crds::crd()).await?;
+        for crd in llama_crds::crds() {
+            definitions.create(&params, &crd).await?;
+        }
         self.add_namespace(OPERATOR_NAMESPACE).await?;
         let binding: ClusterRoleBinding = serde_json::from_value(json!({
             "metadata": {"name": "llama-operator"},

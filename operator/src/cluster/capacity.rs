@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 
 use super::kinds::{ClusterNode, PlacedPod, Requests};
+use super::known::KnownNode;
 use super::store::version;
 use crate::labels;
 use crate::reconcile::placement::Seat;
@@ -65,6 +67,7 @@ struct Node {
     taints: Arc<Vec<Taint>>,
     open: bool,
     cordoned: bool,
+    created: Option<Timestamp>,
     allocatable: Amounts,
 }
 
@@ -118,24 +121,26 @@ impl Capacity {
         !inner.is_synced() && expected.is_some_and(|since| !is_late(since))
     }
 
-    /// Takes an event about a node in.
-    pub fn take_node(&self, event: Event<ClusterNode>) {
+    /// Takes an event about a node in; whether it changes which pods may go where.
+    pub fn take_node(&self, event: Event<ClusterNode>) -> bool {
         let mut inner = self.lock();
         match event {
-            Event::Init => inner.nodes_seen.clear(),
+            Event::Init => {
+                inner.nodes_seen.clear();
+                false
+            }
             Event::InitApply(node) => {
                 inner.nodes_seen.push(node.name_any());
-                inner.put_node(&node);
+                inner.put_node(&node)
             }
             Event::InitDone => {
                 let seen = std::mem::take(&mut inner.nodes_seen);
                 inner.nodes.retain(|name, _| seen.contains(name));
                 inner.nodes_synced = true;
+                true
             }
             Event::Apply(node) => inner.put_node(&node),
-            Event::Delete(node) => {
-                inner.nodes.remove(&node.name_any());
-            }
+            Event::Delete(node) => inner.nodes.remove(&node.name_any()).is_some(),
         }
     }
 
@@ -162,6 +167,20 @@ impl Capacity {
     /// known, or may not be.
     pub fn nodes(&self) -> Option<Vec<NodeRoom>> {
         self.lock().rooms()
+    }
+
+    /// Every node, by name; `None` while they are not known, or may not be.
+    pub fn known_nodes(&self) -> Option<Vec<KnownNode>> {
+        let inner = self.lock();
+        let known = |(name, node): (&String, &Node)| KnownNode {
+            name: name.clone(),
+            labels: Arc::clone(&node.labels),
+            taints: Arc::clone(&node.taints),
+            open: node.open,
+            created: node.created,
+        };
+        let synced = inner.nodes_synced;
+        synced.then(|| inner.nodes.iter().map(known).collect())
     }
 
     /// Chooses nodes for the pods with these UIDs, each of which asks for `each`, and
@@ -221,7 +240,8 @@ impl Inner {
         self.nodes_synced && self.pods_synced
     }
 
-    fn put_node(&mut self, node: &ClusterNode) {
+    /// Whether it changes which pods may go there.
+    fn put_node(&mut self, node: &ClusterNode) -> bool {
         let ready = node
             .status
             .conditions
@@ -232,9 +252,18 @@ impl Inner {
             taints: Arc::new(node.spec.taints.clone()),
             open: ready && !node.spec.unschedulable,
             cordoned: ready && node.spec.unschedulable,
+            created: node.metadata.creation_timestamp.as_ref().map(|time| time.0),
             allocatable: amounts(&node.status.allocatable),
         };
+        let before = self.nodes.get(&node.name_any());
+        let changed = before.is_none_or(|before| {
+            before.labels != entry.labels
+                || before.taints != entry.taints
+                || (before.open, before.cordoned) != (entry.open, entry.cordoned)
+                || before.created != entry.created
+        });
         self.nodes.insert(node.name_any(), entry);
+        changed
     }
 
     fn put_pod(&mut self, pod: &PlacedPod) {

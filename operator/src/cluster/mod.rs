@@ -2,9 +2,11 @@
 
 pub mod capacity;
 pub mod kinds;
+pub mod known;
 pub mod object;
 pub mod states;
 pub mod store;
+pub mod users;
 pub mod watch;
 
 use std::collections::HashMap;
@@ -17,12 +19,17 @@ use self::capacity::Capacity;
 use self::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
 use self::states::States;
 use self::store::Store;
+use self::users::Users;
+use crate::labels;
 
 /// Least time between two writes of a status that tell only how far groups are on their way.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
+/// Counts how often something happened, for those who wait for it.
+pub type Bell = tokio::sync::watch::Sender<u64>;
+
 /// What this process knows of the cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cluster {
     /// Worker pods.
     pub pods: Store<WorkerPod>,
@@ -32,12 +39,18 @@ pub struct Cluster {
     pub budgets: Store<OwnBudget>,
     /// Revisions of deployments.
     pub revisions: Store<StoredRevision>,
+    /// Pods that fetch for models.
+    pub fetchers: Store<WorkerPod>,
+    /// Which deployments use which cached models.
+    pub users: Users,
     /// What first pods say.
     pub states: States,
     /// What nodes have free.
     pub capacity: Capacity,
     /// How often a node was closed or opened: each time, groups may have to move.
-    pub closings: tokio::sync::watch::Sender<u64>,
+    pub closings: Bell,
+    /// How often something changed about nodes that decides which pods may go there.
+    pub node_changes: Bell,
     statuses: Mutex<HashMap<String, WrittenStatus>>,
 }
 
@@ -48,6 +61,24 @@ struct WrittenStatus {
     at: Instant,
     /// Until the watch has told of it.
     status: Option<LlamaDeploymentStatus>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            pods: Store::default(),
+            services: Store::default(),
+            budgets: Store::default(),
+            revisions: Store::default(),
+            fetchers: Store::by(labels::MODEL),
+            users: Users::default(),
+            states: States::default(),
+            capacity: Capacity::default(),
+            closings: Bell::default(),
+            node_changes: Bell::default(),
+            statuses: Mutex::default(),
+        }
+    }
 }
 
 impl Cluster {

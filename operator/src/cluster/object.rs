@@ -1,11 +1,13 @@
-//! `LlamaDeployment`s as they are cached.
+//! `LlamaDeployment`s and `LlamaModel`s as they are cached.
 
 use std::borrow::Cow;
 
 use kube::Resource;
 use kube::api::ObjectMeta;
-use kube::core::error_boundary::InvalidObject;
-use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus};
+use kube::core::error_boundary::{DeserializeGuard, InvalidObject};
+use llama_crds::v1alpha1::{
+    LlamaDeployment, LlamaDeploymentSpec, LlamaDeploymentStatus, LlamaModel,
+};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -15,6 +17,9 @@ use super::kinds::lean;
 /// decide nothing and take more memory than everything else.
 #[derive(Clone, Debug)]
 pub struct Guarded(pub Result<LlamaDeployment, InvalidObject>);
+
+/// A `LlamaModel`, or why this version cannot read it. There are few of them.
+pub type GuardedModel = DeserializeGuard<LlamaModel>;
 
 impl<'de> Deserialize<'de> for Guarded {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -15,10 +15,10 @@ use serde::de::DeserializeOwned;
 
 use crate::labels;
 
-/// Namespace and name of a `LlamaDeployment`.
+/// Namespace and name of a `LlamaDeployment` or a `LlamaModel`.
 pub type Key = (String, String);
 
-/// Objects by the deployment that their label names, as text: read into a structure an
+/// Objects by the deployment (or the model) that their label names, as text: read into a structure an
 /// object takes five times the memory, and it is looked at only in rounds of its deployment.
 #[derive(Debug)]
 pub struct Store<K> {
@@ -26,8 +26,10 @@ pub struct Store<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    /// The label that names whom an object belongs to.
+    label: &'static str,
     /// Sorted by name.
     objects: HashMap<Key, Vec<Entry>>,
     /// UIDs of objects that we know are gone, until the watch knows it as well, and the
@@ -57,8 +59,21 @@ struct Entry {
 
 impl<K> Default for Store<K> {
     fn default() -> Self {
+        Self::by(labels::DEPLOYMENT)
+    }
+}
+
+impl<K> Store<K> {
+    /// Objects by the value of the label `label`.
+    pub fn by(label: &'static str) -> Self {
+        let inner = Inner {
+            label,
+            objects: HashMap::new(),
+            gone: HashMap::new(),
+            listings: HashMap::new(),
+        };
         Self {
-            inner: Mutex::default(),
+            inner: Mutex::new(inner),
             kind: PhantomData,
         }
     }
@@ -70,7 +85,7 @@ impl<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned> Store<K> {
         self.lock().listings.entry(scope.to_owned()).or_default();
     }
 
-    /// Takes an event of the watch of `scope` in; gives the deployment that it is about.
+    /// Takes an event of the watch of `scope` in; gives whom it is about.
     pub fn take(&self, scope: &str, event: Event<K>) -> Option<Key> {
         let mut inner = self.lock();
         match event {
@@ -103,7 +118,7 @@ impl<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned> Store<K> {
         self.lock().remove(object, true);
     }
 
-    /// The objects of a deployment, by name.
+    /// The objects of a deployment or model, by name.
     ///
     /// # Errors
     /// One of them cannot be read back.
@@ -121,7 +136,7 @@ impl<K: Resource<DynamicType = ()> + Serialize + DeserializeOwned> Store<K> {
 
 impl Inner {
     fn put<K: Resource<DynamicType = ()> + Serialize>(&mut self, object: &K) -> Option<Key> {
-        let key = key(object)?;
+        let key = key(object, self.label)?;
         let uid = object.uid().unwrap_or_default();
         if self.gone.contains_key(&uid) {
             return Some(key);
@@ -158,7 +173,7 @@ impl Inner {
 
     /// `ours`: the watch has yet to tell.
     fn remove<K: Resource<DynamicType = ()>>(&mut self, object: &K, ours: bool) -> Option<Key> {
-        let key = key(object)?;
+        let key = key(object, self.label)?;
         let uid = object.uid().unwrap_or_default();
         if ours {
             let listing = self.listing_of(&key.0);
@@ -207,10 +222,10 @@ impl Inner {
     }
 }
 
-/// The deployment that an object's label names.
-fn key<K: Resource>(object: &K) -> Option<Key> {
+/// Whom an object belongs to, by its label.
+fn key<K: Resource>(object: &K, label: &str) -> Option<Key> {
     let meta = object.meta();
-    let name = meta.labels.as_ref()?.get(labels::DEPLOYMENT)?;
+    let name = meta.labels.as_ref()?.get(label)?;
     Some((meta.namespace.clone()?, name.clone()))
 }
 

@@ -13,10 +13,10 @@ use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Cluster;
 use super::kinds::{ClusterNode, PlacedPod};
-use super::object::Guarded;
-use super::store::Store;
+use super::object::{Guarded, GuardedModel};
+use super::store::{Key, Store};
+use super::{Bell, Cluster};
 use crate::context::Context;
 use crate::labels;
 use crate::telemetry::chain;
@@ -60,6 +60,21 @@ pub fn children(
     ])
 }
 
+/// Watches the pods of models of `namespace`, or of all: gives the models that something
+/// happened to.
+pub fn fetchers(
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+) -> impl Stream<Item = ObjectRef<GuardedModel>> + Send + use<> {
+    context
+        .cluster
+        .fetchers
+        .expect(namespace.unwrap_or_default());
+    let selector = labels::of_models();
+    happened(context, namespace, &selector, |cluster| &cluster.fetchers)
+        .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
+}
+
 fn told<K>(
     context: &Arc<Context>,
     namespace: Option<&str>,
@@ -69,10 +84,26 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
     K: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
+    happened(context, namespace, &labels::managed(), store)
+        .map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
+        .boxed()
+}
+
+/// Whom something happened to, among what `selector` selects.
+fn happened<K>(
+    context: &Arc<Context>,
+    namespace: Option<&str>,
+    selector: &str,
+    store: fn(&Cluster) -> &Store<K>,
+) -> impl Stream<Item = Key> + Send + use<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    K: Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
     let api = scoped::<K>(&context.client, namespace);
     let scope = namespace.unwrap_or_default().to_owned();
     let context = Arc::clone(context);
-    watcher(api, all().labels(&labels::managed()))
+    watcher(api, all().labels(selector))
         .default_backoff()
         .filter_map(move |event| {
             let about = match event {
@@ -82,9 +113,8 @@ where
                     None
                 }
             };
-            ready(about.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace)))
+            ready(about)
         })
-        .boxed()
 }
 
 /// Watches nodes and all pods, to know what is free. Never ends.
@@ -97,7 +127,9 @@ pub async fn capacity(context: Arc<Context>) {
             Ok(event) => {
                 let cluster = &context.cluster;
                 let before = cluster.capacity.closed();
-                cluster.capacity.take_node(event);
+                if cluster.capacity.take_node(event) {
+                    cluster.node_changes.send_modify(|count| *count += 1);
+                }
                 if cluster.capacity.closed() != before {
                     cluster.closings.send_modify(|count| *count += 1);
                 }
@@ -118,9 +150,9 @@ pub async fn capacity(context: Arc<Context>) {
     tokio::join!(nodes, pods);
 }
 
-/// Tells each time that a node was closed or opened.
-pub fn closings(context: &Context) -> impl Stream<Item = ()> + Send + use<> {
-    let told = context.cluster.closings.subscribe();
+/// Tells each time that `bell` counted one more.
+pub fn rings(bell: &Bell) -> impl Stream<Item = ()> + Send + use<> {
+    let told = bell.subscribe();
     futures::stream::unfold(told, async |mut told| {
         told.changed().await.ok()?;
         Some(((), told))

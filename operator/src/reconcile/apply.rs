@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
@@ -102,6 +102,28 @@ pub async fn apply(
     for deletion in &plan.drop_revisions {
         work.delete("ControllerRevision", deletion, &cluster.revisions)
             .await?;
+    }
+    Ok(work.applied)
+}
+
+/// Deletes and creates pods that are of no group, which `store` has.
+pub(crate) async fn apply_pods(
+    context: &Context,
+    namespace: &str,
+    store: &Store<WorkerPod>,
+    delete: &[Deletion],
+    create: &[Pod],
+) -> Result<Applied, Error> {
+    let mut work = Work {
+        context,
+        namespace,
+        applied: Applied::default(),
+    };
+    for deletion in delete {
+        work.delete("Pod", deletion, store).await?;
+    }
+    for pod in create {
+        work.create("Pod", pod, store).await?;
     }
     Ok(work.applied)
 }

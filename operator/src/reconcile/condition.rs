@@ -9,14 +9,14 @@ const MESSAGE_LIMIT: usize = 2000;
 
 /// A condition before its times are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) status: &'static str,
-    pub(super) reason: String,
-    pub(super) message: String,
+pub(crate) struct Verdict {
+    pub(crate) status: &'static str,
+    pub(crate) reason: String,
+    pub(crate) message: String,
 }
 
 impl Verdict {
-    pub(super) fn new(
+    pub(crate) fn new(
         status: &'static str,
         reason: impl Into<String>,
         message: impl Into<String>,
@@ -48,19 +48,31 @@ pub(super) fn conditions(
     verdicts
         .into_iter()
         .map(|(type_, verdict)| {
-            let since = find(previous, type_)
-                .filter(|old| old.status == verdict.status)
-                .map_or_else(|| Time(now), |old| old.last_transition_time.clone());
-            Condition {
-                type_: type_.as_str().to_owned(),
-                status: verdict.status.to_owned(),
-                reason: verdict.reason,
-                message: verdict.message,
-                observed_generation: generation,
-                last_transition_time: since,
-            }
+            let old = find(previous, type_);
+            condition(type_.as_str(), verdict, old, generation, now)
         })
         .collect()
+}
+
+/// Adds the time to what the condition `type_` is to say, which `old` said before.
+pub(crate) fn condition(
+    type_: &str,
+    verdict: Verdict,
+    old: Option<&Condition>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Condition {
+    let since = old
+        .filter(|old| old.status == verdict.status)
+        .map_or_else(|| Time(now), |old| old.last_transition_time.clone());
+    Condition {
+        type_: type_.to_owned(),
+        status: verdict.status.to_owned(),
+        reason: verdict.reason,
+        message: verdict.message,
+        observed_generation: generation,
+        last_transition_time: since,
+    }
 }
 
 /// "1 of 2 groups", in the grammar of the total.
@@ -69,12 +81,12 @@ pub(super) fn of_groups(count: impl std::fmt::Display, total: usize) -> String {
     format!("{count} of {total} {noun}")
 }
 
-pub(super) fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     cut(text, MESSAGE_LIMIT)
 }
 
 /// The first `most` characters of `text`, and a sign where there were more.
-pub(super) fn cut(text: &str, most: usize) -> String {
+pub(crate) fn cut(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         None => text.to_owned(),
         Some((cut, _)) => format!("{}…", &text[..cut]),

@@ -27,7 +27,6 @@ use super::source::Source;
 use super::validate::ValidDeployment;
 use super::waiting;
 use crate::backoff::doubled;
-use crate::cluster::kinds::WorkerPod;
 use crate::labels;
 
 /// Label of a node with the memory of each of its GPUs in MiB, as GPU feature discovery
@@ -128,7 +127,11 @@ pub fn fit(
     previous: &LlamaDeploymentStatus,
     now: Timestamp,
 ) -> Fit {
-    let all: Vec<_> = observed.pods.iter().filter_map(|pod| view(pod)).collect();
+    let all: Vec<_> = observed
+        .pods
+        .iter()
+        .filter_map(|pod| PodView::alone(pod, labels::INSPECTION))
+        .collect();
     let (pods, strangers): (Vec<_>, Vec<_>) = all
         .into_iter()
         .partition(|pod| pod.is_owned_by(&deployment.uid));
@@ -167,20 +170,6 @@ pub fn fit(
         fit.plan.clone_from(&previous.plan);
     }
     fit
-}
-
-/// One of our inspection pods; its label takes the place of a revision.
-fn view(pod: &WorkerPod) -> Option<PodView<'_>> {
-    let meta = &pod.metadata;
-    Some(PodView {
-        pod,
-        name: meta.name.as_deref()?,
-        uid: meta.uid.as_deref()?,
-        group: 0,
-        node: 0,
-        revision: meta.labels.as_ref()?.get(labels::INSPECTION)?,
-        epoch: 0,
-    })
 }
 
 /// Bytes of each pod, or of each GPU. What a plan of the same inputs was made with stays,
@@ -392,8 +381,8 @@ impl Inspection<'_> {
         if pod.has_ended() {
             return self.ended(pod);
         }
-        let obstacle =
-            waiting::of_scheduling(pod).or_else(|| waiting::of_containers(pod, self.deployment));
+        let obstacle = waiting::of_scheduling(pod)
+            .or_else(|| waiting::of_containers(pod, &self.deployment.source));
         let Some(obstacle) = obstacle else {
             let name = pod.name;
             return self.planning(match pod.node_name() {

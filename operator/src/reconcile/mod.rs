@@ -9,7 +9,7 @@ pub mod adopt;
 pub mod apply;
 pub mod bounds;
 pub mod canonical;
-mod condition;
+pub(crate) mod condition;
 pub mod failure;
 pub mod fit;
 pub mod fit_words;
@@ -24,6 +24,7 @@ pub mod pods;
 pub mod policy;
 pub mod progress;
 pub mod quantity;
+pub(crate) mod report;
 pub mod rollout;
 pub mod source;
 pub mod status;
@@ -36,31 +37,30 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::ObjectMeta;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::controller::Action;
-use kube::{Api, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use llama_crds::v1alpha1::{LlamaDeployment, LlamaDeploymentStatus, Reason};
 
 use crate::cluster::object::Guarded;
 use crate::cluster::states;
 use crate::cluster::store::version;
 use crate::context::Context;
-use crate::events::{self, Notice};
-use crate::labels::{self, FIELD_MANAGER};
+use crate::labels;
 
 use self::observe::Observed;
 use self::pods::PodView;
 
 /// A round without an event, in case one was missed.
-const SAFETY_ROUND: Duration = Duration::from_mins(10);
+pub(crate) const SAFETY_ROUND: Duration = Duration::from_mins(10);
 
 /// Pause before an answer is looked for that was asked for beside the rounds.
 const ANSWER_PAUSE: Duration = Duration::from_secs(2);
 /// Time after which pods that serve are asked again what they take of memory.
 const MEASURED_EVERY: Duration = Duration::from_mins(9);
 /// Pause while the caches fill.
-const SYNC_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const SYNC_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a round could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +164,7 @@ async fn dispatch(object: &Guarded, context: &Arc<Context>) -> Result<Action, Er
         context.metrics.forget(&key(object));
         let uid = object.meta().uid.as_deref().unwrap_or_default();
         context.cluster.forget(uid);
+        note_user(object.meta(), None, context);
         return Ok(Action::await_change());
     }
     if !context.cluster.is_synced() {
@@ -179,8 +180,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
     let previous = latest_status(object, context);
     let mut observed = observe::observe(context, &namespace, &name, object).await?;
-    let generation = object.metadata.generation;
-    let now = now();
+    let (generation, now) = (object.metadata.generation, now());
     let target = Target {
         reference: object.object_ref(&()),
         previous: &previous,
@@ -198,6 +198,7 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
             };
         }
     };
+    note_user(&object.metadata, deployment.source.cache(), context);
     if is_paused(object) {
         let status = status::of_paused(&previous, generation, now);
         target.report(context, None, &status, now).await?;
@@ -323,8 +324,16 @@ fn latest_status(object: &LlamaDeployment, context: &Context) -> LlamaDeployment
     newer.or_else(|| object.status.clone()).unwrap_or_default()
 }
 
+/// Notes which cached model the object that `meta` is of uses.
+fn note_user(meta: &ObjectMeta, cache: Option<&source::Cache>, context: &Context) {
+    if let (Some(namespace), Some(name)) = (&meta.namespace, &meta.name) {
+        let key = (namespace.clone(), name.clone());
+        context.cluster.users.note(key, cache);
+    }
+}
+
 /// Whether somebody asked the operator to leave the object alone.
-fn is_paused(object: &LlamaDeployment) -> bool {
+pub(crate) fn is_paused<K: ResourceExt>(object: &K) -> bool {
     let value = object.annotations().get(labels::PAUSE);
     value.is_some_and(|value| value == labels::TRUE)
 }
@@ -401,44 +410,26 @@ fn questions(
 ) -> impl Iterator<Item = states::Question> {
     observed.pods.iter().filter_map(move |pod| {
         let view = PodView::read(pod)?;
-        let answers = about(&view);
-        let address = pod.status.pod_ip.as_deref()?.parse().ok()?;
-        answers.then(|| states::Question {
-            uid: view.uid.to_owned(),
-            address,
-        })
+        about(&view).then(|| question(&view)).flatten()
     })
+}
+
+/// The question to `pod`, once it has an address.
+pub(crate) fn question(pod: &PodView<'_>) -> Option<states::Question> {
+    let address = pod.pod.status.pod_ip.as_deref()?.parse().ok()?;
+    let uid = pod.uid.to_owned();
+    Some(states::Question { uid, address })
 }
 
 /// An object that this version cannot read, for example one written under another schema.
 async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result<Action, Error> {
     let meta = &invalid.metadata;
-    let name = meta.name.clone().unwrap_or_default();
-    let namespace = meta.namespace.clone().unwrap_or_default();
-    let resource = ApiResource::erase::<LlamaDeployment>(&());
-    let objects: Api<DynamicObject> =
-        Api::namespaced_with(context.client.clone(), &namespace, &resource);
-    let found = objects.get_opt(&name).await.map_err(|source| {
-        Error::api(
-            "observe",
-            format!("read LlamaDeployment {namespace}/{name}"),
-            source,
-        )
-    })?;
-    let Some(found) = found else {
+    let stored = report::stored_status::<LlamaDeployment, LlamaDeploymentStatus>(context, meta);
+    let Some(previous) = stored.await? else {
         return Ok(Action::await_change());
     };
-    let previous: LlamaDeploymentStatus = found
-        .data
-        .get("status")
-        .and_then(|status| serde_json::from_value(status.clone()).ok())
-        .unwrap_or_default();
     let now = now();
-    let message = format!(
-        "this operator cannot read the object: {}; correct it with kubectl edit, and see that the \
-         installed CustomResourceDefinition is the operator's",
-        invalid.error
-    );
+    let message = report::unreadable(invalid);
     let status = status::of_invalid(
         Reason::InvalidSpec,
         &message,
@@ -447,14 +438,7 @@ async fn report_unreadable(invalid: &InvalidObject, context: &Context) -> Result
         now,
     );
     let target = Target {
-        reference: ObjectReference {
-            api_version: Some(LlamaDeployment::api_version(&()).into_owned()),
-            kind: Some(LlamaDeployment::kind(&()).into_owned()),
-            name: meta.name.clone(),
-            namespace: meta.namespace.clone(),
-            uid: meta.uid.clone(),
-            ..ObjectReference::default()
-        },
+        reference: report::reference::<LlamaDeployment>(meta),
         previous: &previous,
     };
     target.report(context, None, &status, now).await?;
@@ -479,78 +463,23 @@ impl Target<'_> {
     ) -> Result<(), Error> {
         let name = self.reference.name.as_deref().unwrap_or_default();
         for notice in notices::notices(name, made, self.previous, status, now) {
-            self.publish(context, &notice, now).await;
+            report::publish(context, &self.reference, &notice, now).await;
         }
         if status == self.previous {
             return Ok(());
         }
-        self.write_status(context, name, status).await
-    }
-
-    /// An event that cannot be published must not keep a group from being recreated.
-    async fn publish(&self, context: &Context, notice: &Notice, now: Timestamp) {
-        let reporter = &context.settings.identity;
         let object = &self.reference;
-        tracing::info!(
-            object = %format!(
-                "{}/{}",
-                object.namespace.as_deref().unwrap_or_default(),
-                object.name.as_deref().unwrap_or_default()
-            ),
-            reason = %notice.reason,
-            note = %notice.note,
-            "event"
-        );
-        let published = events::publish(&context.client, object, notice, reporter, now).await;
-        if let Err(error) = published {
-            tracing::warn!(
-                reason = %notice.reason,
-                error = crate::telemetry::chain(&error),
-                "event was not published"
-            );
+        let written = report::write_status::<LlamaDeployment>(context, object, status).await?;
+        if let Some(version) = written {
+            let uid = object.uid.as_deref().unwrap_or_default();
+            context.cluster.wrote_status(uid, version, status.clone());
         }
-    }
-
-    /// One server-side apply, bound to this very object by its UID.
-    async fn write_status(
-        &self,
-        context: &Context,
-        name: &str,
-        status: &LlamaDeploymentStatus,
-    ) -> Result<(), Error> {
-        let namespace = self.reference.namespace.as_deref().unwrap_or_default();
-        // Not the typed API: it could not read the answer of an object that is not valid.
-        let objects: Api<Guarded> = Api::namespaced(context.client.clone(), namespace);
-        let body = serde_json::json!({
-            "apiVersion": LlamaDeployment::api_version(&()),
-            "kind": LlamaDeployment::kind(&()),
-            "metadata": {"name": name, "uid": self.reference.uid},
-            "status": status,
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let written = objects
-            .patch_status(name, &params, &Patch::Apply(&body))
-            .await;
-        match written {
-            Ok(object) => {
-                let uid = self.reference.uid.as_deref().unwrap_or_default();
-                let version = version(&object);
-                context.cluster.wrote_status(uid, version, status.clone());
-                Ok(())
-            }
-            // It was deleted meanwhile.
-            Err(kube::Error::Api(reply)) if reply.is_not_found() => Ok(()),
-            Err(source) => Err(Error::api(
-                "status",
-                format!("write status of LlamaDeployment {namespace}/{name}"),
-                source,
-            )),
-        }
+        Ok(())
     }
 }
 
 /// The time, in whole seconds as Kubernetes keeps it.
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     let now = Timestamp::now();
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }

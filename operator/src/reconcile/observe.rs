@@ -91,14 +91,8 @@ pub async fn observe(
     let claim = match source::claim_of(&object.spec) {
         None => Claim::NotNeeded,
         Some(claim) => {
-            let claims: Api<PersistentVolumeClaim> =
-                Api::namespaced(context.client.clone(), namespace);
-            let found = claims.get_opt(claim).await;
-            let found = found.map_err(|source| {
-                let attempt = format!("read the claim of LlamaDeployment {namespace}/{name}");
-                Error::api("observe", attempt, source)
-            })?;
-            found.map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim)))
+            let of = format!("LlamaDeployment {namespace}/{name}");
+            read_claim(context, namespace, claim, &of).await?
         }
     };
     let gpu_memory = gpu_memory(&context.client, object).await;
@@ -115,6 +109,20 @@ pub async fn observe(
     };
     refresh(&mut observed, context, namespace, name)?;
     Ok(observed)
+}
+
+/// The claim `claim` of `of`.
+pub(crate) async fn read_claim(
+    context: &Context,
+    namespace: &str,
+    claim: &str,
+    of: &str,
+) -> Result<Claim, Error> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
+    let found = claims.get_opt(claim).await;
+    let found =
+        found.map_err(|source| Error::api("observe", format!("read the claim of {of}"), source))?;
+    Ok(found.map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim))))
 }
 
 /// Looks into the caches again, after writes of ours.

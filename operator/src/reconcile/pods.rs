@@ -43,6 +43,20 @@ impl<'a> PodView<'a> {
         })
     }
 
+    /// Reads `pod`, which is of no group; its label `revision` says what it was made from.
+    pub fn alone(pod: &'a WorkerPod, revision: &str) -> Option<Self> {
+        let meta = &pod.metadata;
+        Some(Self {
+            pod,
+            name: meta.name.as_deref()?,
+            uid: meta.uid.as_deref()?,
+            group: 0,
+            node: 0,
+            revision: meta.labels.as_ref()?.get(revision)?,
+            epoch: 0,
+        })
+    }
+
     /// Whether `owner` (a UID) owns the pod.
     pub fn is_owned_by(&self, owner: &str) -> bool {
         let owners = self.pod.metadata.owner_references.as_deref();

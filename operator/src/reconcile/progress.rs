@@ -40,6 +40,16 @@ pub fn status(told: &PodState) -> Option<GroupProgress> {
     })
 }
 
+/// "61 % (1.2 GiB/s, about 22 s left)".
+pub(crate) fn short(progress: &GroupProgress) -> String {
+    let left = progress.seconds_left.map_or_else(String::new, |seconds| {
+        let seconds = u64::try_from(seconds).unwrap_or_default();
+        format!(", about {} left", duration(seconds))
+    });
+    let rate = fit_words::size(progress.bytes_per_second);
+    format!("{} % ({rate}/s{left})", progress.percent)
+}
+
 /// Where bytes are counted now, and how many there will be is known.
 fn counted(told: &PodState) -> Option<LoadProgress> {
     let counts = matches!(
@@ -72,7 +82,8 @@ fn size(bytes: u64) -> String {
     fit_words::size(i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
-fn duration(seconds: u64) -> String {
+/// A length of time for people.
+pub(crate) fn duration(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),
         120..=7199 => format!("{} min", seconds.div_ceil(60)),

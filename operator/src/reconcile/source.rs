@@ -2,7 +2,8 @@
 
 use llama_contract::{FetchSource, ModelFile};
 use llama_crds::v1alpha1::{
-    ImagePullPolicy, KeyReference, LlamaDeploymentSpec, MIN_CACHE_BYTES, ModelCache,
+    ImagePullPolicy, KeyReference, LlamaDeploymentSpec, LlamaModelSpec, MIN_CACHE_BYTES,
+    ModelCache, ModelSource,
 };
 use serde::Serialize;
 
@@ -58,14 +59,44 @@ pub struct Cache {
     pub entry: String,
 }
 
+/// Where the fields of a source stand in the spec of its object.
+struct Fields {
+    http_files: &'static str,
+    s3_files: &'static str,
+    hub_path: &'static str,
+    cache_size: &'static str,
+}
+
+const OF_DEPLOYMENT: Fields = Fields {
+    http_files: "spec.model.source.http.files",
+    s3_files: "spec.model.source.s3.files",
+    hub_path: "spec.model.source.huggingFace.path",
+    cache_size: "spec.model.cache.size",
+};
+
+const OF_MODEL: Fields = Fields {
+    http_files: "spec.source.http.files",
+    s3_files: "spec.source.s3.files",
+    hub_path: "spec.source.huggingFace.path",
+    cache_size: "spec.cache.size",
+};
+
 impl Source {
+    /// Where the model is kept for other pods.
+    pub fn cache(&self) -> Option<&Cache> {
+        match self {
+            Self::Fetched(fetched) => fetched.cache.as_ref(),
+            Self::Claim { .. } | Self::Image { .. } => None,
+        }
+    }
+
     /// The claim that pods mount, and the field that names it.
     pub fn claim(&self) -> Option<(&str, &'static str)> {
         match self {
             Self::Claim { claim, .. } => Some((claim, "spec.model.source.pvc")),
             Self::Image { .. } => None,
-            Self::Fetched(fetched) => {
-                let cache = fetched.cache.as_ref()?;
+            Self::Fetched(_) => {
+                let cache = self.cache()?;
                 Some((&cache.claim, "spec.model.cache"))
             }
         }
@@ -78,6 +109,23 @@ pub fn claim_of(spec: &LlamaDeploymentSpec) -> Option<&str> {
     let cache = model.cache.as_ref().map(|cache| cache.claim_name.as_str());
     let pvc = model.source.pvc.as_ref();
     pvc.map(|pvc| pvc.claim_name.as_str()).or(cache)
+}
+
+/// What the `LlamaModel` `spec` names, with where it is kept.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn cached(spec: &LlamaModelSpec) -> Result<(Fetched, Cache), ValidationError> {
+    let mut found = fetched(&spec.source, &OF_MODEL).map_err(|error| match error {
+        ValidationError::NotOneSource { .. } => ValidationError::NotFetchable,
+        other => other,
+    })?;
+    let kept = cache(&spec.cache, &found.from, &OF_MODEL).map_err(|error| match error {
+        ValidationError::CacheWithoutDigests => ValidationError::NotFetchable,
+        other => other,
+    })?;
+    found.cache = Some(kept.clone());
+    Ok((found, kept))
 }
 
 /// The source that `spec` names.
@@ -118,7 +166,11 @@ pub fn source(spec: &LlamaDeploymentSpec) -> Result<Source, ValidationError> {
             pull_policy: image.pull_policy,
         }
     } else {
-        return fetched(spec).map(|fetched| Source::Fetched(Box::new(fetched)));
+        let mut found = fetched(source, &OF_DEPLOYMENT)?;
+        if let Some(wanted) = &spec.model.cache {
+            found.cache = Some(cache(wanted, &found.from, &OF_DEPLOYMENT)?);
+        }
+        return Ok(Source::Fetched(Box::new(found)));
     };
     match &spec.model.cache {
         Some(_) => Err(ValidationError::CacheWithoutDigests),
@@ -126,13 +178,12 @@ pub fn source(spec: &LlamaDeploymentSpec) -> Result<Source, ValidationError> {
     }
 }
 
-fn fetched(spec: &LlamaDeploymentSpec) -> Result<Fetched, ValidationError> {
-    let source = &spec.model.source;
-    let mut fetched = if let Some(http) = &source.http {
+fn fetched(source: &ModelSource, fields: &Fields) -> Result<Fetched, ValidationError> {
+    let fetched = if let Some(http) = &source.http {
         Fetched {
             from: FetchSource::Http {
                 url: http.url.clone(),
-                files: files("spec.model.source.http.files", &http.files)?,
+                files: files(fields.http_files, &http.files)?,
             },
             token: http.token_secret_ref.clone(),
             credentials: None,
@@ -145,7 +196,7 @@ fn fetched(spec: &LlamaDeploymentSpec) -> Result<Fetched, ValidationError> {
                 uri: s3.uri.clone(),
                 endpoint: s3.endpoint.clone(),
                 region: s3.region.clone(),
-                files: files("spec.model.source.s3.files", &s3.files)?,
+                files: files(fields.s3_files, &s3.files)?,
             },
             token: None,
             credentials: s3.secret_ref.as_ref().map(|secret| secret.name.clone()),
@@ -153,7 +204,7 @@ fn fetched(spec: &LlamaDeploymentSpec) -> Result<Fetched, ValidationError> {
             cache: None,
         }
     } else if let Some(hub) = &source.hugging_face {
-        let field = "spec.model.source.huggingFace.path";
+        let field = fields.hub_path;
         let path = hub.path.as_ref();
         Fetched {
             from: FetchSource::HuggingFace {
@@ -170,18 +221,19 @@ fn fetched(spec: &LlamaDeploymentSpec) -> Result<Fetched, ValidationError> {
     } else {
         return Err(ValidationError::NotOneSource { count: 0 });
     };
-    if let Some(wanted) = &spec.model.cache {
-        fetched.cache = Some(cache(wanted, &fetched.from)?);
-    }
     Ok(fetched)
 }
 
-fn cache(cache: &ModelCache, from: &FetchSource) -> Result<Cache, ValidationError> {
+fn cache(
+    cache: &ModelCache,
+    from: &FetchSource,
+    fields: &Fields,
+) -> Result<Cache, ValidationError> {
     let bytes = quantity::thousandths(&cache.size.0).map(|thousandths| thousandths / 1000);
     let bytes = bytes
         .filter(|bytes| *bytes >= MIN_CACHE_BYTES)
         .ok_or_else(|| ValidationError::BadQuantity {
-            field: "spec.model.cache.size",
+            field: fields.cache_size,
             value: cache.size.0.clone(),
             least: "1Mi",
         })?;

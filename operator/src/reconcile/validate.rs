@@ -51,6 +51,12 @@ pub enum ValidationError {
          from http, huggingFace, or s3 with files"
     )]
     CacheWithoutDigests,
+    /// A `LlamaModel` of a model that cannot be kept in a cache.
+    #[error(
+        "spec.source must be one that is fetched and whose bytes are known beforehand: http, \
+         huggingFace, or s3 with files"
+    )]
+    NotFetchable,
     /// A path that does not name a file where it may.
     #[error("{field} {path:?} {problem}")]
     BadPath {
@@ -403,7 +409,7 @@ fn kv_cache_dtype(spec: &LlamaDeploymentSpec) -> Result<KvCacheDtype, Validation
     }
 }
 
-pub(super) fn in_range(
+pub(crate) fn in_range(
     field: &'static str,
     value: i32,
     least: i32,

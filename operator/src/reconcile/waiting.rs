@@ -33,7 +33,11 @@ impl Obstacle {
 /// What is wrong with the claim, if the deployment needs one.
 pub fn of_claim(deployment: &ValidDeployment, claim: &Claim) -> Option<Obstacle> {
     let (name, field) = deployment.source.claim()?;
-    let namespace = &deployment.namespace;
+    of_named_claim(name, field, &deployment.namespace, claim)
+}
+
+/// What is wrong with the claim `name`, which is named in `field`.
+pub fn of_named_claim(name: &str, field: &str, namespace: &str, claim: &Claim) -> Option<Obstacle> {
     let Claim::Found(found) = claim else {
         return Some(Obstacle {
             reason: Reason::PersistentVolumeClaimNotFound,
@@ -85,8 +89,8 @@ pub fn of_scheduling(pod: &PodView<'_>) -> Option<Obstacle> {
     })
 }
 
-/// What keeps a container of `pod` from starting.
-pub fn of_containers(pod: &PodView<'_>, deployment: &ValidDeployment) -> Option<Obstacle> {
+/// What keeps a container of `pod`, which has the model from `source`, from starting.
+pub fn of_containers(pod: &PodView<'_>, source: &Source) -> Option<Obstacle> {
     pod.containers().find_map(|container| {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         let why = waiting.reason.as_deref()?;
@@ -106,7 +110,7 @@ pub fn of_containers(pod: &PodView<'_>, deployment: &ValidDeployment) -> Option<
             | "ImageInspectError"
             | "RegistryUnavailable"
             | "SignatureValidationFailed" => {
-                let from_image = matches!(deployment.source, Source::Image { .. });
+                let from_image = matches!(source, Source::Image { .. });
                 if container.name == FETCH_CONTAINER && from_image {
                     Reason::ModelImagePullFailed
                 } else {
@@ -120,7 +124,7 @@ pub fn of_containers(pod: &PodView<'_>, deployment: &ValidDeployment) -> Option<
             | "PostStartHookError" => Reason::ContainerNotStarting,
             _ => return None,
         };
-        let message = match (reason, &deployment.source) {
+        let message = match (reason, source) {
             (Reason::ModelImagePullFailed, Source::Image { reference, .. }) => {
                 format!("model image {reference} cannot be pulled on node {on} ({why}): {text}")
             }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
-use kube::api::{Api, DeleteParams, DynamicObject, PostParams};
-use llama_crds::v1alpha1::LlamaDeployment;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, PostParams};
+use llama_crds::v1alpha1::{LlamaDeployment, LlamaModel};
 use serde_json::{Value, json};
 
 use super::{NAMESPACE, Place, object, spec};
@@ -243,13 +243,18 @@ pub(super) async fn bad_sources_are_refused(place: &Place) -> anyhow::Result<()>
 /// Every sample, as the API server takes it.
 pub(super) async fn samples_are_accepted(place: &Place) -> anyhow::Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/samples");
-    let resource = kube::api::ApiResource::erase::<LlamaDeployment>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(place.client.clone(), NAMESPACE, &resource);
     let mut count = 0;
     for file in std::fs::read_dir(&folder)? {
         let path = file?.path();
-        let sample = serde_yaml::from_slice(&std::fs::read(&path)?)
+        let sample: DynamicObject = serde_yaml::from_slice(&std::fs::read(&path)?)
             .with_context(|| path.display().to_string())?;
+        let kind = sample.types.as_ref().map(|types| types.kind.as_str());
+        let resource = match kind {
+            Some("LlamaModel") => ApiResource::erase::<LlamaModel>(&()),
+            _ => ApiResource::erase::<LlamaDeployment>(&()),
+        };
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(place.client.clone(), NAMESPACE, &resource);
         let params = PostParams {
             dry_run: true,
             ..PostParams::default()

@@ -7,6 +7,7 @@ mod admission;
 mod adoption;
 #[path = "../support/control_plane.rs"]
 mod control_plane;
+mod model;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ impl Place {
             settings,
         });
         let told = watch::children(&context, None);
+        tokio::spawn(told.for_each(|_| std::future::ready(())));
+        let told = watch::fetchers(&context, None);
         tokio::spawn(told.for_each(|_| std::future::ready(())));
         Self {
             client: client.clone(),
@@ -231,6 +234,8 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
     admission::bad_sources_are_refused(&place).await?;
     admission::defaults_are_filled_in(&place).await?;
     admission::samples_are_accepted(&place).await?;
+    model::bad_models_are_refused(&place).await?;
+    model::a_model_is_fetched_ahead(&place).await?;
     an_unreadable_object_is_reported_on(&place).await?;
     nothing_runs_that_does_not_fit(&place).await?;
     a_group_lives_and_dies(&place).await?;
@@ -242,12 +247,13 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
 
 async fn install_crd(client: &Client) -> anyhow::Result<()> {
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let crd = llama_crds::crd();
-    let name = crd.name_any();
-    let params = PatchParams::apply("test").validation_strict();
-    crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
-    let established = await_condition(crds, &name, conditions::is_crd_established());
-    tokio::time::timeout(WITHIN, established).await??;
+    for crd in llama_crds::crds() {
+        let name = crd.name_any();
+        let params = PatchParams::apply("test").validation_strict();
+        crds.patch(&name, &params, &Patch::Apply(&crd)).await?;
+        let established = await_condition(crds.clone(), &name, conditions::is_crd_established());
+        tokio::time::timeout(WITHIN, established).await??;
+    }
     Ok(())
 }
 
@@ -534,7 +540,8 @@ async fn the_program_does_the_same(place: &Place) -> anyhow::Result<()> {
                 let ready = status::find(&status, ConditionType::Ready);
                 Ok(ready.is_some_and(|ready| ready.status == "True"))
             })
-            .await
+            .await?;
+        model::the_program_fetches_to_a_new_node(place).await
     };
     tokio::select! {
         ended = program => anyhow::bail!("the operator ended: {ended:?}"),

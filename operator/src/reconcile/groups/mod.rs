@@ -375,7 +375,7 @@ fn overdue(pod: &PodView<'_>, now: Timestamp) -> bool {
     deadline.is_some_and(|time| now.duration_since(time.0).as_secs() > 60)
 }
 
-pub(super) fn deletions(pods: &[PodView<'_>], grace: Option<u32>) -> Vec<Deletion> {
+pub(crate) fn deletions(pods: &[PodView<'_>], grace: Option<u32>) -> Vec<Deletion> {
     pods.iter()
         .filter(|pod| !pod.is_deleting())
         .map(|pod| Deletion {

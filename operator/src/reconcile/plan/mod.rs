@@ -1,6 +1,7 @@
 //! Step 3: what should exist and what should go. Pure: same input, same plan.
 
 mod budget;
+pub(crate) mod fetching;
 pub(crate) mod inspection;
 mod model;
 mod pod;
@@ -187,7 +188,7 @@ pub fn plan(
     for pod in &live {
         let found = [
             waiting::of_scheduling(pod),
-            waiting::of_containers(pod, deployment),
+            waiting::of_containers(pod, &deployment.source),
         ];
         obstacles.extend(found.into_iter().flatten().map(|found| (pod.group, found)));
     }

@@ -103,7 +103,7 @@ fn of_pod(
         let message = format!("cannot be scheduled: {}", obstacle.message);
         return Some(Finding::fail("", message, next));
     }
-    if let Some(obstacle) = of_containers(&view, valid) {
+    if let Some(obstacle) = of_containers(&view, &valid.source) {
         let next = format!("kubectl -n {space} describe pod {}", view.name);
         return Some(Finding::fail("", obstacle.message, next));
     }
