@@ -18,6 +18,7 @@ use crate::image::archive;
 use crate::kind::{Kind, KindError};
 use crate::local::layout::{BadName, Layout};
 use crate::local::namespace::{Namespace, NamespaceError};
+use crate::local::node::Node;
 use crate::local::start;
 use crate::provider::Provider;
 use crate::wait::{self, Look, WaitError};
@@ -63,6 +64,16 @@ pub enum ClusterError {
     /// The local cluster's namespaces cannot be found.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// The cluster has no such node.
+    #[error("{cluster} has no node {node:?}; its nodes are {}", nodes.join(", "))]
+    NoNode {
+        /// The name asked for.
+        node: String,
+        /// The cluster.
+        cluster: String,
+        /// What there is.
+        nodes: Vec<String>,
+    },
     /// This needs the node itself, which a plain kubeconfig does not give.
     #[error("{action} needs a local or kind cluster; {name} is only known by its kubeconfig")]
     OnlyKubeconfig {
@@ -105,6 +116,15 @@ pub struct Volumes {
     pub on_node: PathBuf,
 }
 
+/// A node of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterNode {
+    /// Name of the node object.
+    pub name: String,
+    /// A folder of this node alone. Every node sees its own at the same path.
+    pub volumes: Volumes,
+}
+
 /// A cluster and the programs to use it with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
@@ -118,8 +138,13 @@ pub struct Cluster {
     pub kubectl: PathBuf,
     /// The helm program.
     pub helm: PathBuf,
-    /// Files to share with pods; none where there is only a kubeconfig.
+    /// Files to share with pods, the same on all nodes; none where there is only a
+    /// kubeconfig.
     pub volumes: Option<Volumes>,
+    /// Its nodes, the one with the control plane first; none where there is only a
+    /// kubeconfig.
+    #[serde(default)]
+    pub nodes: Vec<ClusterNode>,
 }
 
 /// A process in a container, as its node sees it.
@@ -254,7 +279,12 @@ impl Cluster {
                 if fs::read_to_string(&mark).is_ok_and(|loaded| loaded == digest) {
                     return Ok(());
                 }
-                start::load_image(&layout, tar).await?;
+                let nodes: Result<Vec<Node<'_>>, ClusterError> = self
+                    .nodes
+                    .iter()
+                    .map(|node| self.local_node(&layout, &node.name))
+                    .collect();
+                start::load_image(&nodes?, tar).await?;
                 let folder = layout.path("loaded");
                 fs::create_dir_all(&folder).map_err(file_error(&folder))?;
                 fs::write(&mark, digest).map_err(file_error(&mark))
@@ -272,13 +302,26 @@ impl Cluster {
         ClusterError::OnlyKubeconfig { action, name }
     }
 
+    fn local_node<'a>(&self, layout: &'a Layout, name: &str) -> Result<Node<'a>, ClusterError> {
+        let count = u8::try_from(self.nodes.len()).unwrap_or(u8::MAX);
+        let mut nodes = Node::all(layout, count).into_iter();
+        nodes
+            .find(|node| node.name() == name)
+            .ok_or_else(|| ClusterError::NoNode {
+                node: name.to_owned(),
+                cluster: self.name.clone(),
+                nodes: self.nodes.iter().map(|node| node.name.clone()).collect(),
+            })
+    }
+
     /// The words to put before a command line so that it runs on the node `node`.
     pub fn node_prefix(&self, node: &str) -> Result<Vec<String>, ClusterError> {
         match self.provider {
             Provider::Local => {
                 let layout = Layout::new(&self.name)?;
                 let name = self.name.clone();
-                let namespace = Namespace::find(&layout)?.ok_or(ClusterError::Unknown { name })?;
+                let namespace = Namespace::find(self.local_node(&layout, node)?)?
+                    .ok_or(ClusterError::Unknown { name })?;
                 Ok(namespace.prefix())
             }
             Provider::Kind => Ok(Kind::node_prefix(node)),

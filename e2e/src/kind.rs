@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::cache::Cache;
@@ -18,8 +19,12 @@ const CONFIG: &str = include_str!(concat!(
     "/../deploy/kind/cluster.yaml"
 ));
 const VOLUMES_PLACEHOLDER: &str = "${VOLUMES}";
-/// Where the node sees the folder of volumes; `deploy/kind/cluster.yaml` says so too.
-pub const NODE_VOLUMES: &str = "/var/lib/llama-cluster/volumes";
+/// Where all nodes see the folder of volumes; `deploy/kind/cluster.yaml` says so too.
+pub const SHARED_VOLUMES: &str = "/var/lib/llama-cluster/volumes";
+/// Where each node sees a folder of its own.
+pub const NODE_VOLUMES: &str = "/var/lib/llama-cluster/node-volumes";
+/// The node of the control plane takes pods, as the only node of a cluster does.
+const NO_TAINTS: &str = "kind: InitConfiguration\nnodeRegistration:\n  taints: []\n";
 const QUICK: Duration = Duration::from_secs(30);
 /// The node image may have to be downloaded first.
 const CREATE_WITHIN: Duration = Duration::from_mins(15);
@@ -28,6 +33,9 @@ const LOAD_WITHIN: Duration = Duration::from_mins(5);
 /// kind or Docker failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KindError {
+    /// The configuration is not what this program knows how to extend.
+    #[error("deploy/kind/cluster.yaml names no node with mounts")]
+    Config(#[source] Option<serde_yaml::Error>),
     /// A file could not be written.
     #[error("could not write {}", path.display())]
     Write {
@@ -91,9 +99,25 @@ impl Kind {
         self.folder.join("kubeconfig")
     }
 
-    /// The folder of volumes on this machine; the node sees it at [`NODE_VOLUMES`].
+    /// The folder of volumes on this machine; all nodes see it at [`SHARED_VOLUMES`].
     pub fn volumes(&self) -> PathBuf {
         self.folder.join("volumes")
+    }
+
+    /// Names of the first `count` nodes, and the folder of each on this machine that it
+    /// alone sees, at [`NODE_VOLUMES`].
+    pub fn nodes(&self, count: u8) -> Vec<(String, PathBuf)> {
+        let name = |number: u8| match number {
+            1 => format!("{}-control-plane", self.name),
+            2 => format!("{}-worker", self.name),
+            _ => format!("{}-worker{}", self.name, number - 1),
+        };
+        (1..=count)
+            .map(|number| {
+                let folder = self.folder.join("node-volumes").join(number.to_string());
+                (name(number), folder)
+            })
+            .collect()
     }
 
     fn kind(&self, words: &[&str]) -> Command {
@@ -102,14 +126,17 @@ impl Kind {
         command
     }
 
-    /// Creates the cluster unless it exists.
-    pub async fn up(&self) -> Result<(), KindError> {
+    /// Creates the cluster with `count` nodes unless it exists.
+    pub async fn up(&self, count: u8) -> Result<(), KindError> {
         let volumes = self.volumes();
+        let of_nodes: Vec<PathBuf> = self.nodes(count).into_iter().map(|node| node.1).collect();
         let write_error = |path: &Path| {
             let path = path.to_owned();
             move |source| KindError::Write { path, source }
         };
-        fs::create_dir_all(&volumes).map_err(write_error(&volumes))?;
+        for folder in of_nodes.iter().chain([&volumes]) {
+            fs::create_dir_all(folder).map_err(write_error(folder))?;
+        }
         if self.exists().await? {
             let mut export = self.kind(&["export", "kubeconfig"]);
             export.arg("--kubeconfig").arg(self.kubeconfig());
@@ -119,7 +146,8 @@ impl Kind {
             return Ok(());
         }
         let config = self.folder.join("kind.yaml");
-        fs::write(&config, render(&volumes)).map_err(write_error(&config))?;
+        let text = render(&volumes, &of_nodes)?;
+        fs::write(&config, text).map_err(write_error(&config))?;
         eprintln!("  creating the kind cluster {} (some minutes)", self.name);
         let mut create = self.kind(&["create", "cluster", "--wait", "120s"]);
         create.arg("--config").arg(&config);
@@ -164,23 +192,68 @@ impl Kind {
     }
 }
 
-fn render(volumes: &Path) -> String {
+/// The configuration of a cluster with a node for each of the folders `of_nodes`.
+fn render(volumes: &Path, of_nodes: &[PathBuf]) -> Result<String, KindError> {
     // JSON's strings are YAML's, whatever the path holds.
-    let path = serde_json::Value::from(volumes.to_string_lossy());
-    CONFIG.replace(VOLUMES_PLACEHOLDER, &path.to_string())
+    let path = Value::from(volumes.to_string_lossy());
+    let text = CONFIG.replace(VOLUMES_PLACEHOLDER, &path.to_string());
+    let mut config: Value =
+        serde_yaml::from_str(&text).map_err(|error| KindError::Config(Some(error)))?;
+    let template = config["nodes"][0].clone();
+    let mut nodes = Vec::new();
+    for (index, folder) in of_nodes.iter().enumerate() {
+        let mut node = template.clone();
+        if index > 0 {
+            node["role"] = json!("worker");
+        } else if of_nodes.len() > 1 {
+            node["kubeadmConfigPatches"] = json!([NO_TAINTS]);
+        }
+        let mount = json!({
+            "hostPath": folder.to_string_lossy(), "containerPath": NODE_VOLUMES,
+        });
+        node["extraMounts"]
+            .as_array_mut()
+            .ok_or(KindError::Config(None))?
+            .push(mount);
+        nodes.push(node);
+    }
+    config["nodes"] = Value::from(nodes);
+    serde_yaml::to_string(&config).map_err(|error| KindError::Config(Some(error)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rendered(count: usize) -> Value {
+        let folders = ["/1", "/2", "/3"].map(PathBuf::from);
+        let text = render(Path::new("/home/a b/volumes"), &folders[..count]).unwrap();
+        serde_yaml::from_str(&text).unwrap()
+    }
+
     #[test]
-    fn configuration_mounts_the_folder_of_volumes() {
-        let text = render(Path::new("/home/a b/volumes"));
-        let config: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
-        let mount = &config["nodes"][0]["extraMounts"][0];
-        assert_eq!(mount["hostPath"], "/home/a b/volumes");
-        assert_eq!(mount["containerPath"], NODE_VOLUMES);
+    fn configuration_mounts_the_folders_of_volumes() {
+        let config = rendered(1);
+        assert_eq!(config["nodes"].as_array().unwrap().len(), 1);
+        let mounts = &config["nodes"][0]["extraMounts"];
+        assert_eq!(mounts[0]["hostPath"], "/home/a b/volumes");
+        assert_eq!(mounts[0]["containerPath"], SHARED_VOLUMES);
+        assert_eq!(mounts[1]["hostPath"], "/1");
+        assert_eq!(mounts[1]["containerPath"], NODE_VOLUMES);
         assert_eq!(config["networking"]["apiServerAddress"], "127.0.0.1");
+        assert!(config["nodes"][0].get("kubeadmConfigPatches").is_none());
+    }
+
+    #[test]
+    fn every_node_of_several_takes_pods_and_has_a_folder_of_its_own() {
+        let config = rendered(3);
+        let nodes = config["nodes"].as_array().unwrap();
+        let roles: Vec<_> = nodes.iter().map(|node| node["role"].as_str()).collect();
+        let expected = ["control-plane", "worker", "worker"].map(Some);
+        assert_eq!(roles, expected);
+        assert_eq!(nodes[0]["kubeadmConfigPatches"][0], NO_TAINTS);
+        for (node, folder) in nodes.iter().zip(["/1", "/2", "/3"]) {
+            assert_eq!(node["extraMounts"][1]["hostPath"], folder);
+        }
     }
 }

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use llama_e2e::cache::Cache;
-use llama_e2e::cluster::{Cluster, Volumes};
+use llama_e2e::cluster::{Cluster, ClusterNode, Volumes};
 use llama_e2e::command;
 use llama_e2e::components::{self, Programs};
 use llama_e2e::image;
 use llama_e2e::kind::{self, Kind};
 use llama_e2e::local::layout::Layout;
+use llama_e2e::local::node::{MOST_NODES, Node};
 use llama_e2e::local::{forward, namespace, start, teardown};
 use llama_e2e::lock::Lock;
 use llama_e2e::provider::{self, Choice, KUBECONFIG_VARIABLE, Provider};
@@ -45,12 +46,15 @@ enum Action {
         /// Use the cluster of this kubeconfig
         #[arg(long, env = KUBECONFIG_VARIABLE)]
         kubeconfig: Option<PathBuf>,
+        /// How many nodes it has; without, as many as it has already, or one
+        #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
+        nodes: Option<u8>,
     },
     /// Remove the cluster and everything it made but the build cache
     Down,
     /// Say whether the cluster is well, and where its files are
     Status {
-        /// As JSON: name, provider, kubeconfig, kubectl, helm, volumes
+        /// As JSON: name, provider, kubeconfig, kubectl, helm, volumes, nodes
         #[arg(long)]
         json: bool,
     },
@@ -78,6 +82,9 @@ enum Action {
     /// Hold the namespaces of a local cluster (the first process in them)
     #[command(hide = true)]
     Hold { cluster: String },
+    /// Hold the network and mounts of a further node of a local cluster
+    #[command(hide = true)]
+    HoldNode { cluster: String, number: u8 },
     /// Carry connections of the socket that is standard input to an address
     #[command(hide = true)]
     Forward { cluster: String, target: SocketAddr },
@@ -107,6 +114,11 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         // Without a runtime: it waits for any child process, and has one thread.
         Action::Hold { cluster } => namespace::hold(&Layout::new(&cluster)?)?,
+        Action::HoldNode { cluster, number } => {
+            let layout = Layout::new(&cluster)?;
+            let node = Node::numbered(&layout, number).context("no number of a node")?;
+            namespace::hold_node(node)?;
+        }
         Action::Resolve { host, server } => {
             let addresses = llama_pause::dns::query(server, &host)?;
             if addresses.is_empty() {
@@ -131,7 +143,8 @@ async fn run_async(name: &str, action: Action) -> anyhow::Result<ExitCode> {
         Action::Up {
             provider,
             kubeconfig,
-        } => up(name, provider, kubeconfig).await?,
+            nodes,
+        } => up(name, provider, kubeconfig, nodes).await?,
         Action::Down => down(name).await?,
         Action::Status { json } => return status(name, json).await,
         Action::Kubeconfig => say(&Cluster::attach(name)?.kubeconfig.display())?,
@@ -147,7 +160,10 @@ async fn run_async(name: &str, action: Action) -> anyhow::Result<ExitCode> {
             say(&cache.programs().display())?;
         }
         Action::Forward { target, .. } => forward::from_standard_input(target).await?,
-        Action::Hold { .. } | Action::Resolve { .. } | Action::Image { .. } => {}
+        Action::Hold { .. }
+        | Action::HoldNode { .. }
+        | Action::Resolve { .. }
+        | Action::Image { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -174,22 +190,39 @@ fn write_image(
     Ok(())
 }
 
-async fn up(name: &str, choice: Choice, kubeconfig: Option<PathBuf>) -> anyhow::Result<()> {
+async fn up(
+    name: &str,
+    choice: Choice,
+    kubeconfig: Option<PathBuf>,
+    nodes: Option<u8>,
+) -> anyhow::Result<()> {
     let start = Instant::now();
     let layout = Layout::new(name)?;
     let cache = Cache::from_environment()?;
     let surroundings = provider::survey(kubeconfig.clone()).await;
     let provider = provider::choose(choice, &surroundings)?;
-    if let Ok(other) = Cluster::attach(name)
-        && other.provider != provider
+    let known = Cluster::attach(name).ok();
+    let take_down = format!("take it down first: llama-cluster --name {name} down");
+    if let Some(other) = known.as_ref().map(|known| known.provider)
+        && other != provider
     {
-        let other = other.provider;
-        bail!("the cluster {name} exists with provider {other:?}; take it down first");
+        bail!("the cluster {name} exists with provider {other:?}; {take_down}");
     }
+    let has = known.map_or(0, |known| known.nodes.len());
+    let count = nodes.map_or_else(|| has.max(1), usize::from);
+    if provider != Provider::Kubeconfig && has > 0 && has != count {
+        bail!("the cluster {name} exists with {has} nodes, not {count}; {take_down}");
+    }
+    let count = u8::try_from(count)?;
     let cluster = match provider {
-        Provider::Local => up_local(&layout, &cache).await?,
-        Provider::Kind => up_kind(name, &cache).await?,
+        Provider::Local => up_local(&layout, count, &cache).await?,
+        Provider::Kind => up_kind(name, count, &cache).await?,
         Provider::Kubeconfig => {
+            if nodes.is_some() {
+                bail!(
+                    "--nodes is for clusters that this program makes, not for one of a kubeconfig"
+                );
+            }
             let path = kubeconfig.context("a kubeconfig")?;
             use_kubeconfig(name, &cache, &path).await?
         }
@@ -203,7 +236,7 @@ async fn up(name: &str, choice: Choice, kubeconfig: Option<PathBuf>) -> anyhow::
     Ok(())
 }
 
-async fn up_local(layout: &Layout, cache: &Cache) -> anyhow::Result<Cluster> {
+async fn up_local(layout: &Layout, count: u8, cache: &Cache) -> anyhow::Result<Cluster> {
     let programs = components::build(cache, &components::ALL).await?;
     let pause_archive = pause_image(cache).await?;
     let llama_cluster = std::env::current_exe().context("could not find this program's file")?;
@@ -215,7 +248,7 @@ async fn up_local(layout: &Layout, cache: &Cache) -> anyhow::Result<Cluster> {
         installer: &installer,
     };
     let _lock = Lock::take(&layout.lock(), LOCK_WITHIN).await?;
-    start::up(layout, parts).await?;
+    start::up(layout, count, parts).await?;
     Ok(Cluster {
         name: layout.name().to_owned(),
         provider: Provider::Local,
@@ -226,6 +259,16 @@ async fn up_local(layout: &Layout, cache: &Cache) -> anyhow::Result<Cluster> {
             here: layout.volumes(),
             on_node: layout.volumes(),
         }),
+        nodes: Node::all(layout, count)
+            .into_iter()
+            .map(|node| ClusterNode {
+                name: node.name(),
+                volumes: Volumes {
+                    here: node.volumes(),
+                    on_node: layout.node_volumes(),
+                },
+            })
+            .collect(),
     })
 }
 
@@ -241,11 +284,11 @@ async fn pause_image(cache: &Cache) -> anyhow::Result<PathBuf> {
     Ok(archive)
 }
 
-async fn up_kind(name: &str, cache: &Cache) -> anyhow::Result<Cluster> {
+async fn up_kind(name: &str, count: u8, cache: &Cache) -> anyhow::Result<Cluster> {
     let clients = clients(cache).await?;
     let _lock = Lock::take(&cache.cluster(name).join("lock"), LOCK_WITHIN).await?;
     let kind = Kind::find(cache, name).await?;
-    kind.up().await?;
+    kind.up(count).await?;
     Ok(Cluster {
         name: name.to_owned(),
         provider: Provider::Kind,
@@ -254,8 +297,19 @@ async fn up_kind(name: &str, cache: &Cache) -> anyhow::Result<Cluster> {
         helm: clients.path("helm"),
         volumes: Some(Volumes {
             here: kind.volumes(),
-            on_node: kind::NODE_VOLUMES.into(),
+            on_node: kind::SHARED_VOLUMES.into(),
         }),
+        nodes: kind
+            .nodes(count)
+            .into_iter()
+            .map(|(name, here)| ClusterNode {
+                name,
+                volumes: Volumes {
+                    here,
+                    on_node: kind::NODE_VOLUMES.into(),
+                },
+            })
+            .collect(),
     })
 }
 
@@ -270,6 +324,7 @@ async fn use_kubeconfig(name: &str, cache: &Cache, path: &Path) -> anyhow::Resul
         kubectl: clients.path("kubectl"),
         helm: clients.path("helm"),
         volumes: None,
+        nodes: Vec::new(),
     };
     cluster.kubectl(["get", "--raw=/readyz"]).await?;
     Ok(cluster)
@@ -334,15 +389,7 @@ async fn status(name: &str, json: bool) -> anyhow::Result<ExitCode> {
         }
     }
     if cluster.provider == Provider::Local {
-        let layout = Layout::new(name)?;
-        for (daemon, runs) in start::daemons(&layout)? {
-            well &= runs;
-            if !json {
-                let log = layout.log(daemon);
-                let state = if runs { "running" } else { "ENDED" };
-                say(&format_args!("{daemon:<24} {state:<8} {}", log.display()))?;
-            }
-        }
+        well &= daemons_run(&cluster, json)?;
     }
     match nodes {
         Ok(nodes) if !json => say(&nodes.trim_end())?,
@@ -354,4 +401,26 @@ async fn status(name: &str, json: bool) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether all daemons of all nodes run; says so of each unless `quiet`.
+fn daemons_run(cluster: &Cluster, quiet: bool) -> anyhow::Result<bool> {
+    let layout = Layout::new(&cluster.name)?;
+    let mut well = true;
+    let count = u8::try_from(cluster.nodes.len())?;
+    for node in Node::all(&layout, count) {
+        if !quiet && count > 1 {
+            let volumes = node.volumes();
+            say(&format_args!("{:<33} {}", node.name(), volumes.display()))?;
+        }
+        for (daemon, runs) in start::daemons(node)? {
+            well &= runs;
+            if !quiet {
+                let log = node.log(daemon);
+                let state = if runs { "running" } else { "ENDED" };
+                say(&format_args!("{daemon:<24} {state:<8} {}", log.display()))?;
+            }
+        }
+    }
+    Ok(well)
 }

@@ -1,5 +1,6 @@
-//! The local cluster itself: it comes up, its network, DNS, volumes and images work,
-//! it survives nothing by halves, and nothing is left when it goes.
+//! The local cluster itself, with two nodes: it comes up, its network, DNS, volumes and
+//! images work, within a node and between them, it survives nothing by halves, and nothing
+//! is left when it goes.
 //!
 //! Needs root, and a machine that no other cluster keeps busy, so it runs only where
 //! `LLAMA_E2E_CLUSTER_TEST=1`.
@@ -10,10 +11,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use llama_e2e::cluster::Cluster;
+use llama_e2e::cluster::{Cluster, ClusterNode};
 use llama_e2e::local::layout::Layout;
 use llama_e2e::local::namespace::Namespace;
-use llama_e2e::local::teardown;
+use llama_e2e::local::node::Node;
+use llama_e2e::local::{start, teardown};
 use llama_e2e::static_programs::{self, REPOSITORY};
 use llama_e2e::wait::Look;
 use llama_e2e::{command, image};
@@ -39,7 +41,7 @@ async fn local_cluster_works_and_leaves_nothing() -> anyhow::Result<()> {
     llama_cluster(&["down"]).await?;
     let before = Machine::look().await?;
 
-    llama_cluster(&["up", "--provider", "local"]).await?;
+    llama_cluster(&["up", "--provider", "local", "--nodes", "2"]).await?;
     let outcome = everything(&layout).await;
     if outcome.is_err()
         && let Ok(cluster) = Cluster::attach(NAME)
@@ -65,6 +67,9 @@ async fn everything(layout: &Layout) -> anyhow::Result<()> {
         llama_cluster(&["load-image", archive.to_str().context("a path")?]).await?;
     }
     std::fs::write(layout.volumes().join("model"), "weights")?;
+    for node in &cluster.nodes {
+        std::fs::write(node.volumes.here.join("name"), &node.name)?;
+    }
     start_pods(&cluster).await?;
     names_resolve(&cluster).await?;
     services_answer(&cluster).await?;
@@ -74,9 +79,17 @@ async fn everything(layout: &Layout) -> anyhow::Result<()> {
     let first = holder(layout)?;
     llama_cluster(&["up", "--provider", "local"]).await?;
     ensure!(holder(layout)? == first, "a healthy cluster was rebuilt");
+    let refused = llama_cluster(&["up", "--nodes", "3"]).await;
+    let said = refused.err().context("a third node")?.to_string();
+    ensure!(
+        said.contains("exists with 2 nodes") && said.contains("down"),
+        "{said}"
+    );
+    ensure!(holder(layout)? == first, "a healthy cluster was rebuilt");
     broken_clusters_are_rebuilt(&cluster, layout).await?;
     start_pods_again(&archive).await?;
-    kill(&Cluster::attach(NAME)?, &["containerd", "etcd", "kubelet"]).await
+    kill(layout, 2, &["kube-proxy", "llama-cluster"])?;
+    kill(layout, 1, &["containerd", "etcd", "kubelet"])
 }
 
 /// Runs the program under test; returns what it says on standard error.
@@ -125,7 +138,9 @@ impl Machine {
 }
 
 fn holder(layout: &Layout) -> anyhow::Result<i32> {
-    Ok(Namespace::find(layout)?.context("no holder")?.holder())
+    Ok(Namespace::find(Node::first(layout))?
+        .context("no holder")?
+        .holder())
 }
 
 async fn probe_image() -> anyhow::Result<PathBuf> {
@@ -137,14 +152,18 @@ async fn probe_image() -> anyhow::Result<PathBuf> {
     Ok(archive)
 }
 
-fn pod(name: &str) -> Value {
+/// A pod on a node that answers with its name and sees the node's own folder.
+fn pod(name: &str, node: &ClusterNode) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
             "hostname": format!("{name}-0"), "subdomain": "inner",
+            "nodeSelector": {"kubernetes.io/hostname": node.name},
+            "volumes": [{"name": "node", "hostPath": {"path": node.volumes.on_node}}],
             "containers": [{
                 "name": "probe", "image": IMAGE, "args": ["serve", PORT.to_string(), name],
+                "volumeMounts": [{"name": "node", "mountPath": "/node", "readOnly": true}],
                 "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
                 "resources": {"limits": {"cpu": "100m", "memory": "32Mi"}},
                 "securityContext": {
@@ -159,12 +178,15 @@ fn pod(name: &str) -> Value {
 
 async fn start_pods(cluster: &Cluster) -> anyhow::Result<()> {
     let service = |name: &str, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
-    let mut client = pod("client");
-    client["spec"]["volumes"] =
-        json!([{"name": "models", "persistentVolumeClaim": {"claimName": "models"}}]);
-    client["spec"]["containers"][0]["volumeMounts"] =
-        json!([{"name": "models", "mountPath": "/models", "readOnly": true}]);
-    let mut missing = pod("missing");
+    let (first, second) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let mut client = pod("client", second);
+    let spec = &mut client["spec"];
+    let models = json!({"name": "models", "persistentVolumeClaim": {"claimName": "models"}});
+    spec["volumes"] = json!([spec["volumes"][0], models]);
+    let mounts = &mut spec["containers"][0]["volumeMounts"];
+    let models = json!({"name": "models", "mountPath": "/models", "readOnly": true});
+    *mounts = json!([mounts[0], models]);
+    let mut missing = pod("missing", second);
     missing["spec"]["containers"][0]["image"] = json!("llama-operator/no-such-image:dev");
     let volumes = cluster.volumes.as_ref().context("volumes")?;
     let claim = json!({
@@ -172,12 +194,17 @@ async fn start_pods(cluster: &Cluster) -> anyhow::Result<()> {
         "resources": {"requests": {"storage": "1Gi"}},
     });
     let items = [
-        pod("server"),
+        pod("server", first),
+        pod("neighbour", second),
         client,
         missing,
         service(
             "server",
             json!({"selector": {"app": "server"}, "ports": [{"port": 80, "targetPort": PORT}]}),
+        ),
+        service(
+            "neighbour",
+            json!({"selector": {"app": "neighbour"}, "ports": [{"port": 80, "targetPort": PORT}]}),
         ),
         service(
             "inner",
@@ -194,7 +221,7 @@ async fn start_pods(cluster: &Cluster) -> anyhow::Result<()> {
     ];
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
     cluster.apply(&list.to_string()).await?;
-    for name in ["server", "client"] {
+    for name in ["server", "neighbour", "client"] {
         ready(cluster, name).await?;
     }
     let what = "the refusal of an image that is nowhere";
@@ -266,15 +293,26 @@ async fn services_answer(cluster: &Cluster) -> anyhow::Result<()> {
         let said = probe(cluster, ["get", target]).await?;
         ensure!(said == "server", "{target} said {said}");
     }
-    // A pod reaches itself through its Service, too.
-    let itself = ["exec", "server", "--", "/llama-probe", "get", "server:80"];
-    ensure!(cluster.kubectl(itself).await?.trim() == "server");
+    // A pod reaches itself through its Service, too, its neighbour on the same node, and
+    // the other way from the first node to the second.
+    for (from, to) in [
+        ("server", "server"),
+        ("client", "neighbour"),
+        ("server", "neighbour"),
+    ] {
+        let target = format!("{to}:80");
+        let get = ["exec", from, "--", "/llama-probe", "get", &target];
+        let said = cluster.kubectl(get).await?;
+        ensure!(said.trim() == to, "{target} said {said} to {from}");
+    }
     Ok(())
 }
 
 async fn reachable_from_the_machine(cluster: &Cluster) -> anyhow::Result<()> {
-    let log = cluster.kubectl(["logs", "server"]).await?;
-    ensure!(log.contains("serving on port 8080"), "{log}");
+    for pod in ["server", "neighbour"] {
+        let log = cluster.kubectl(["logs", pod]).await?;
+        ensure!(log.contains("serving on port 8080"), "{log}");
+    }
     let mut forward = cluster
         .kubectl_command()
         .args(["port-forward", "service/server", ":80"])
@@ -304,9 +342,16 @@ async fn volumes_and_processes(cluster: &Cluster) -> anyhow::Result<()> {
         "{process:?}"
     );
     let inside = format!("/proc/{}/root/models/model", process.pid);
-    let node = cluster.get(["nodes"]).await?["items"][0]["metadata"]["name"].clone();
-    let node = node.as_str().context("a node")?;
+    let node = cluster.nodes[1].name.as_str();
     ensure!(cluster.on_node(node, &["cat", &inside]).await? == "weights");
+    // One path, and another folder on each node.
+    for (pod, node) in [("server", &cluster.nodes[0]), ("client", &cluster.nodes[1])] {
+        let processes = cluster.processes("default", pod, "probe").await?;
+        let pid = processes.first().context("a process")?.pid;
+        let inside = format!("/proc/{pid}/root/node/name");
+        let said = cluster.on_node(&node.name, &["cat", &inside]).await?;
+        ensure!(said == node.name, "{pod} sees the folder of {said}");
+    }
 
     cluster.signal(node, process, "KILL").await?;
     cluster
@@ -323,30 +368,36 @@ async fn volumes_and_processes(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Kills daemons of the node by name, with signal KILL.
-async fn kill(cluster: &Cluster, names: &[&str]) -> anyhow::Result<()> {
-    for name in names {
-        let script = format!(
-            "for p in /proc/[0-9]*; do read -r c <$p/comm && [ \"$c\" = {name} ] && \
-             kill -9 ${{p#/proc/}}; done 2>/dev/null; true"
-        );
-        cluster.on_node("", &["sh", "-c", &script]).await?;
-    }
+/// Kills daemons of a node.
+fn kill(layout: &Layout, number: u8, names: &[&str]) -> anyhow::Result<()> {
+    let node = Node::numbered(layout, number).context("a number")?;
+    let killed = Namespace::find(node)?.context("a node")?.kill(names)?;
+    ensure!(killed == names.len(), "{killed} of {names:?} ran");
     Ok(())
 }
 
 async fn broken_clusters_are_rebuilt(cluster: &Cluster, layout: &Layout) -> anyhow::Result<()> {
     let first = holder(layout)?;
-    kill(cluster, &["coredns", "kubelet"]).await?;
+    kill(layout, 2, &["kubelet"])?;
     ensure!(llama_cluster(&["status"]).await.is_err(), "status is well");
+    let well = start::daemons(Node::first(layout))?;
+    ensure!(well.iter().all(|(_, runs)| *runs), "{well:?}");
     llama_cluster(&["up", "--provider", "local"]).await?;
-    ensure!(holder(layout)? != first, "a broken cluster was kept");
+    let second = holder(layout)?;
+    ensure!(second != first, "a broken cluster was kept");
+    ensure!(Cluster::attach(NAME)?.nodes == cluster.nodes, "other nodes");
+    kill(layout, 1, &["coredns", "kubelet"])?;
+    llama_cluster(&["up", "--provider", "local"]).await?;
+    ensure!(holder(layout)? != second, "a broken cluster was kept");
     Ok(())
 }
 
 async fn start_pods_again(archive: &Path) -> anyhow::Result<()> {
     let cluster = Cluster::attach(NAME)?;
     cluster.load_image(archive).await?;
-    cluster.apply(&pod("server").to_string()).await?;
-    ready(&cluster, "server").await
+    for (name, node) in ["server", "client"].iter().zip(&cluster.nodes) {
+        cluster.apply(&pod(name, node).to_string()).await?;
+    }
+    ready(&cluster, "server").await?;
+    ready(&cluster, "client").await
 }

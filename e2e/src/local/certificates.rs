@@ -15,6 +15,7 @@ use rcgen::{
 };
 
 use super::layout::{self, Layout};
+use super::node::Node;
 
 /// Name of the authority's files.
 pub const AUTHORITY: &str = "ca";
@@ -56,22 +57,22 @@ pub enum CertificateError {
 
 /// Who a certificate is for.
 struct Subject {
-    file: &'static str,
+    file: String,
     user: String,
     group: Option<&'static str>,
     /// Host names and addresses, of servers only.
     hosts: Vec<String>,
 }
 
-fn subjects(layout: &Layout) -> Vec<Subject> {
-    let client = |file, user: &str, group| Subject {
-        file,
+fn subjects(nodes: &[Node<'_>]) -> Vec<Subject> {
+    let client = |file: &str, user: &str, group| Subject {
+        file: file.to_owned(),
         user: user.to_owned(),
         group,
         hosts: Vec::new(),
     };
-    let server = |file, hosts: Vec<String>| Subject {
-        file,
+    let server = |file: &str, hosts: Vec<String>| Subject {
+        file: file.to_owned(),
         user: file.to_owned(),
         group: None,
         hosts,
@@ -82,18 +83,13 @@ fn subjects(layout: &Layout) -> Vec<Subject> {
         "kubernetes.default.svc",
         "localhost",
         "127.0.0.1",
-        layout::NODE_ADDRESS,
+        layout::API_ADDRESS,
         layout::API_SERVICE_ADDRESS,
     ];
     let mut api_hosts: Vec<String> = api_hosts.map(str::to_owned).into();
     api_hosts.push(format!("kubernetes.default.svc.{}", layout::DOMAIN));
-    let node = format!("system:node:{}", layout.node());
-    vec![
+    let mut subjects = vec![
         server(API_SERVER, api_hosts),
-        server(
-            KUBELET_SERVING,
-            vec![layout.node(), layout::NODE_ADDRESS.to_owned()],
-        ),
         client(ADMIN, "llama-cluster-admin", Some(ADMINISTRATORS)),
         client(API_SERVER_CLIENT, API_SERVER_CLIENT, Some(ADMINISTRATORS)),
         client(
@@ -103,20 +99,26 @@ fn subjects(layout: &Layout) -> Vec<Subject> {
         ),
         client("kube-scheduler", "system:kube-scheduler", None),
         client("kube-proxy", "system:kube-proxy", None),
-        client("kubelet", &node, Some(NODES)),
         client("coredns", super::config::DNS_USER, None),
-    ]
+    ];
+    for node in nodes {
+        let user = format!("system:node:{}", node.name());
+        subjects.push(client(&node.file("kubelet"), &user, Some(NODES)));
+        let hosts = vec![node.name(), node.address()];
+        subjects.push(server(&node.file(KUBELET_SERVING), hosts));
+    }
+    subjects
 }
 
 /// Writes a new authority, a certificate for every part of the cluster, and the key
 /// for service account tokens. Keys are readable by root only.
-pub fn write_all(layout: &Layout) -> Result<(), CertificateError> {
+pub fn write_all(layout: &Layout, nodes: &[Node<'_>]) -> Result<(), CertificateError> {
     let (issuer, authority) = authority().map_err(sign_error(AUTHORITY))?;
     write(&layout.certificate(AUTHORITY), &authority)?;
-    for subject in subjects(layout) {
-        let (certificate, key) = signed(&subject, &issuer).map_err(sign_error(subject.file))?;
-        write(&layout.certificate(subject.file), &certificate)?;
-        write(&layout.key(subject.file), &key)?;
+    for subject in subjects(nodes) {
+        let (certificate, key) = signed(&subject, &issuer).map_err(sign_error(&subject.file))?;
+        write(&layout.certificate(&subject.file), &certificate)?;
+        write(&layout.key(&subject.file), &key)?;
     }
     let tokens = KeyPair::generate().map_err(sign_error(SERVICE_ACCOUNTS))?;
     let public = tokens.public_key_pem();
@@ -194,11 +196,11 @@ mod tests {
     #[test]
     fn api_server_is_known_by_every_address_clients_use() {
         let layout = Layout::new("test").unwrap();
-        let subjects = subjects(&layout);
+        let subjects = subjects(&Node::all(&layout, 1));
         let api = subjects.iter().find(|s| s.file == API_SERVER).unwrap();
         for host in [
             "127.0.0.1",
-            layout::NODE_ADDRESS,
+            layout::API_ADDRESS,
             layout::API_SERVICE_ADDRESS,
         ] {
             assert!(api.hosts.iter().any(|known| known == host), "{host}");
@@ -208,16 +210,21 @@ mod tests {
     #[test]
     fn kubelet_is_the_node_that_the_node_authorizer_expects() {
         let layout = Layout::new("test").unwrap();
-        let subjects = subjects(&layout);
-        let kubelet = subjects.iter().find(|s| s.file == "kubelet").unwrap();
-        assert_eq!(kubelet.user, "system:node:test-node");
-        assert_eq!(kubelet.group, Some(NODES));
+        let subjects = subjects(&Node::all(&layout, 2));
+        for (file, user) in [
+            ("kubelet", "system:node:test-node"),
+            ("kubelet-2", "system:node:test-node-2"),
+        ] {
+            let kubelet = subjects.iter().find(|s| s.file == file).unwrap();
+            assert_eq!(kubelet.user, user);
+            assert_eq!(kubelet.group, Some(NODES));
+        }
     }
 
     #[test]
     fn every_subject_can_be_signed() {
         let (issuer, _) = authority().unwrap();
-        for subject in subjects(&Layout::new("test").unwrap()) {
+        for subject in subjects(&Node::all(&Layout::new("test").unwrap(), 2)) {
             let (certificate, key) = signed(&subject, &issuer).unwrap();
             assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"));
             assert!(key.starts_with("-----BEGIN PRIVATE KEY-----"));

@@ -5,6 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
+use super::node::Node;
+
+/// File of a cgroup of version 2 that names its controllers.
+const CONTROLLERS: &str = "cgroup.controllers";
 
 /// Where every cgroup hierarchy is mounted, from the text of `/proc/self/mountinfo`.
 pub fn hierarchies(mountinfo: &str) -> Vec<PathBuf> {
@@ -34,26 +38,43 @@ pub fn paths(layout: &Layout) -> io::Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// Makes the cluster's cgroup in every hierarchy.
-pub fn create(layout: &Layout) -> io::Result<()> {
-    let paths = paths(layout)?;
-    if paths.is_empty() {
+/// Makes the cgroups of the nodes in every hierarchy, those that hold others first.
+pub fn create(nodes: &[Node<'_>]) -> io::Result<()> {
+    let hierarchies = hierarchies(&fs::read_to_string("/proc/self/mountinfo")?);
+    if hierarchies.is_empty() {
         return Err(io::Error::other("no cgroup hierarchy is mounted"));
     }
-    for path in paths {
-        fs::create_dir_all(&path)?;
-        let Some(hierarchy) = path.parent() else {
-            continue;
-        };
-        // A new cpuset has no CPUs until it is given its parent's (cgroup v1 only).
-        for setting in ["cpuset.cpus", "cpuset.mems"] {
-            let file = path.join(setting);
-            if file.exists() && !path.join("cgroup.controllers").exists() {
-                fs::write(file, fs::read(hierarchy.join(setting))?)?;
+    for hierarchy in hierarchies {
+        for node in nodes {
+            let path = hierarchy.join(node.cgroup());
+            let parent = path.parent().unwrap_or(&hierarchy);
+            if parent != hierarchy {
+                hand_down(parent)?;
+            }
+            fs::create_dir_all(&path)?;
+            // A new cpuset has no CPUs until it is given its parent's (cgroup v1 only).
+            for setting in ["cpuset.cpus", "cpuset.mems"] {
+                let file = path.join(setting);
+                if file.exists() && !path.join(CONTROLLERS).exists() {
+                    fs::write(file, fs::read(parent.join(setting))?)?;
+                }
             }
         }
     }
     Ok(())
+}
+
+/// Lets the cgroups below `path` have every controller that it has (cgroup v2 only).
+fn hand_down(path: &Path) -> io::Result<()> {
+    let controllers = match fs::read_to_string(path.join(CONTROLLERS)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        controllers => controllers?,
+    };
+    let wanted: Vec<String> = controllers
+        .split_whitespace()
+        .map(|controller| format!("+{controller}"))
+        .collect();
+    fs::write(path.join("cgroup.subtree_control"), wanted.join(" "))
 }
 
 /// Removes the cgroup at `path` and all below; says how many there were.
@@ -93,6 +114,17 @@ mod tests {
 ";
         let paths = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup/unified"];
         assert_eq!(hierarchies(mountinfo), paths.map(PathBuf::from));
+    }
+
+    #[test]
+    fn controllers_are_handed_down_where_there_are_any() {
+        let folder = tempfile::tempdir().unwrap();
+        hand_down(folder.path()).unwrap();
+        let file = folder.path().join("cgroup.subtree_control");
+        assert!(!file.exists());
+        fs::write(folder.path().join(CONTROLLERS), "cpu memory\n").unwrap();
+        hand_down(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(file).unwrap(), "+cpu +memory");
     }
 
     #[test]

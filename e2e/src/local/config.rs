@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::certificates;
 use super::layout::{self, Layout};
+use super::node::Node;
 
 /// The user that `CoreDNS` is, to the API server.
 pub const DNS_USER: &str = "system:coredns";
@@ -15,9 +16,14 @@ pub const DNS_USER: &str = "system:coredns";
 /// containerd's configuration.
 ///
 /// `snapshotter` is `overlayfs`, or `native` where overlays cannot be stacked.
-pub fn containerd(layout: &Layout, plugins: &Path, snapshotter: &str) -> String {
-    let root = layout.root().display();
-    let socket = layout.containerd_socket();
+pub fn containerd(node: Node<'_>, plugins: &Path, snapshotter: &str) -> String {
+    let root = node.path("containerd");
+    let root = root.display();
+    let options = node.path("opt");
+    let options = options.display();
+    let networks = node.path("config/cni");
+    let networks = networks.display();
+    let socket = node.containerd_socket();
     let socket = socket.display();
     let plugins = plugins.display();
     let pause = layout::PAUSE_IMAGE;
@@ -25,15 +31,15 @@ pub fn containerd(layout: &Layout, plugins: &Path, snapshotter: &str) -> String 
     // profile would be loaded into the host's kernel.
     format!(
         r#"version = 2
-root = "{root}/containerd"
-# Seen in the cluster's mount namespace only.
+root = "{root}"
+# Seen in the node's mount namespace only.
 state = "/run/containerd"
 
 [grpc]
 address = "{socket}"
 
 [plugins."io.containerd.internal.v1.opt"]
-path = "{root}/opt"
+path = "{options}"
 
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{pause}"
@@ -43,7 +49,7 @@ stream_server_address = "127.0.0.1"
 
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{plugins}"
-conf_dir = "{root}/config/cni"
+conf_dir = "{networks}"
 max_conf_num = 1
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
@@ -61,18 +67,18 @@ SystemdCgroup = false
 
 /// How pods are connected: a link of its own from each pod to the node, so that
 /// every packet between pods is routed, and translated, by the node.
-pub fn network(layout: &Layout) -> Value {
+pub fn network(node: Node<'_>) -> Value {
     json!({
         "cniVersion": "0.4.0",
-        "name": layout.name(),
+        "name": node.layout().name(),
         "plugins": [
             {
                 "type": "ptp",
                 "ipMasq": false,
                 "ipam": {
                     "type": "host-local",
-                    "dataDir": layout.path("addresses"),
-                    "ranges": [[{"subnet": layout::POD_NETWORK}]],
+                    "dataDir": node.path("addresses"),
+                    "ranges": [[{"subnet": node.pod_network()}]],
                     "routes": [{"dst": "0.0.0.0/0"}],
                 },
             },
@@ -82,24 +88,26 @@ pub fn network(layout: &Layout) -> Value {
 }
 
 /// The kubelet's configuration.
-pub fn kubelet(layout: &Layout) -> Value {
+pub fn kubelet(node: Node<'_>) -> Value {
+    let layout = node.layout();
+    let serving = node.file(certificates::KUBELET_SERVING);
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "address": layout::NODE_ADDRESS,
+        "address": node.address(),
         "authentication": {
             "anonymous": {"enabled": false},
             "webhook": {"enabled": true},
             "x509": {"clientCAFile": layout.certificate(certificates::AUTHORITY)},
         },
         "authorization": {"mode": "Webhook"},
-        "tlsCertFile": layout.certificate(certificates::KUBELET_SERVING),
-        "tlsPrivateKeyFile": layout.key(certificates::KUBELET_SERVING),
+        "tlsCertFile": layout.certificate(&serving),
+        "tlsPrivateKeyFile": layout.key(&serving),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": format!("/{}", layout.cgroup()),
+        "cgroupRoot": format!("/{}", node.cgroup()),
         "clusterDNS": [layout::DNS_ADDRESS],
         "clusterDomain": layout::DOMAIN,
-        "containerRuntimeEndpoint": format!("unix://{}", layout.containerd_socket().display()),
+        "containerRuntimeEndpoint": format!("unix://{}", node.containerd_socket().display()),
         // The machine's disk is the user's: never evict pods or images for its sake.
         "evictionHard": {
             "imagefs.available": "0%",
@@ -112,18 +120,18 @@ pub fn kubelet(layout: &Layout) -> Value {
         "oomScoreAdj": 0,
         "podLogsDir": "/var/log/pods",
         "resolvConf": layout.path("config/resolv.conf"),
-        "volumePluginDir": layout.path("volume-plugins"),
+        "volumePluginDir": node.path("volume-plugins"),
     })
 }
 
 /// kube-proxy's configuration.
-pub fn kube_proxy(layout: &Layout) -> Value {
+pub fn kube_proxy(node: Node<'_>) -> Value {
     json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": "iptables",
-        "clientConnection": {"kubeconfig": layout.daemon_kubeconfig("kube-proxy")},
-        "hostnameOverride": layout.node(),
+        "clientConnection": {"kubeconfig": node.layout().daemon_kubeconfig("kube-proxy")},
+        "hostnameOverride": node.name(),
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
         "iptables": {"localhostNodePorts": false},
@@ -230,7 +238,7 @@ pub fn first_objects() -> Value {
             },
             "addressType": "IPv4",
             "endpoints": [
-                {"addresses": [layout::NODE_ADDRESS], "conditions": {"ready": true}},
+                {"addresses": [layout::API_ADDRESS], "conditions": {"ready": true}},
             ],
             "ports": ports,
         },
@@ -248,11 +256,13 @@ mod tests {
 
     #[test]
     fn containerd_uses_only_paths_of_its_own() {
-        let text = containerd(&layout(), Path::new("/usr/lib/cni"), "overlayfs");
+        let layout = layout();
+        let node = Node::numbered(&layout, 2).unwrap();
+        let text = containerd(node, Path::new("/usr/lib/cni"), "overlayfs");
         for line in text.lines().filter(|line| line.contains("\"/")) {
             assert!(
                 [
-                    "/var/lib/llama-cluster/test/",
+                    "/var/lib/llama-cluster/test/nodes/2/",
                     "\"/run/containerd\"",
                     "/usr/lib/cni"
                 ]
@@ -267,10 +277,14 @@ mod tests {
 
     #[test]
     fn kubelet_refuses_strangers_and_stays_in_its_cgroup() {
-        let config = kubelet(&layout());
+        let layout = layout();
+        let config = kubelet(Node::first(&layout));
         assert_eq!(config["authentication"]["anonymous"]["enabled"], false);
         assert_eq!(config["authorization"]["mode"], "Webhook");
         assert_eq!(config["cgroupRoot"], "/llama-cluster-test");
+        let config = kubelet(Node::numbered(&layout, 3).unwrap());
+        assert_eq!(config["cgroupRoot"], "/llama-cluster-test/node-3");
+        assert_eq!(config["address"], "10.240.0.3");
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::certificates as certs;
 use super::layout::{self, Layout};
+use super::node::Node;
 use crate::components::Programs;
 
 /// A program that runs as long as the cluster does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Daemon {
-    /// Its name, also its log's.
+    /// Its name, also its log's on the first node.
     pub name: &'static str,
     /// The file.
     pub program: PathBuf,
@@ -17,8 +18,8 @@ pub struct Daemon {
     pub arguments: Vec<String>,
 }
 
-/// Names of all daemons, in the order in which they are started.
-pub const NAMES: [&str; 8] = [
+/// Names of all daemons of the first node, in the order in which they are started.
+const NAMES: [&str; 8] = [
     "containerd",
     "etcd",
     "kube-apiserver",
@@ -30,17 +31,46 @@ pub const NAMES: [&str; 8] = [
 ];
 
 /// How many of [`NAMES`] are started before the API server answers.
-pub const FIRST: usize = 3;
+const FIRST: usize = 3;
+/// Likewise of further nodes.
+const FURTHER_NAMES: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
+const FURTHER_FIRST: usize = 1;
 
-/// Started first; the others need the API server to answer.
-pub fn first(layout: &Layout, programs: &Programs, containerd: PathBuf) -> Vec<Daemon> {
-    let config = layout.path("config/containerd.toml");
-    vec![
-        Daemon {
-            name: "containerd",
-            program: containerd,
-            arguments: vec![format!("--config={}", config.display())],
-        },
+/// Names of all daemons of a node, in the order in which they are started.
+pub fn names(node: Node<'_>) -> &'static [&'static str] {
+    if node.is_first() {
+        &NAMES
+    } else {
+        &FURTHER_NAMES
+    }
+}
+
+/// Those of [`names`] that are started before the API server answers.
+pub fn first_names(node: Node<'_>) -> &'static [&'static str] {
+    let count = if node.is_first() {
+        FIRST
+    } else {
+        FURTHER_FIRST
+    };
+    &names(node)[..count]
+}
+
+/// Started first on a node; the others need the API server to answer.
+pub fn first(node: Node<'_>, programs: &Programs, containerd: &Path) -> Vec<Daemon> {
+    let config = path_flag("config", node.path("config/containerd.toml"));
+    let mut daemons = vec![Daemon {
+        name: "containerd",
+        program: containerd.to_owned(),
+        arguments: vec![config],
+    }];
+    if node.is_first() {
+        daemons.extend(etcd_and_api(node.layout(), programs));
+    }
+    daemons
+}
+
+fn etcd_and_api(layout: &Layout, programs: &Programs) -> [Daemon; 2] {
+    [
         Daemon {
             name: "etcd",
             program: programs.path("etcd"),
@@ -54,13 +84,38 @@ pub fn first(layout: &Layout, programs: &Programs, containerd: PathBuf) -> Vec<D
     ]
 }
 
-/// Started once the API server answers.
-pub fn second(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
+/// Started on a node once the API server answers.
+pub fn second(node: Node<'_>, programs: &Programs) -> Vec<Daemon> {
+    let layout = node.layout();
     let daemon = |name, arguments| Daemon {
         name,
         program: programs.path(name),
         arguments,
     };
+    let kubelet = vec![
+        path_flag("kubeconfig", node.kubelet_kubeconfig()),
+        path_flag("config", node.path("config/kubelet.json")),
+        path_flag("root-dir", node.path("kubelet")),
+        format!("--hostname-override={}", node.name()),
+        format!("--node-ip={}", node.address()),
+    ];
+    let proxy = vec![path_flag("config", node.path("config/kube-proxy.json"))];
+    let mut daemons = vec![daemon("kubelet", kubelet), daemon("kube-proxy", proxy)];
+    if node.is_first() {
+        let dns = vec![
+            "-conf".to_owned(),
+            layout.path("config/Corefile").display().to_string(),
+        ];
+        daemons.splice(
+            0..0,
+            controllers(layout).map(|(name, arguments)| daemon(name, arguments)),
+        );
+        daemons.push(daemon("coredns", dns));
+    }
+    daemons
+}
+
+fn controllers(layout: &Layout) -> [(&'static str, Vec<String>); 2] {
     let kubeconfig = |name| path_flag("kubeconfig", layout.daemon_kubeconfig(name));
     let controllers = vec![
         kubeconfig("kube-controller-manager"),
@@ -78,24 +133,9 @@ pub fn second(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
         "--bind-address=127.0.0.1".to_owned(),
         "--leader-elect=false".to_owned(),
     ];
-    let kubelet = vec![
-        kubeconfig("kubelet"),
-        path_flag("config", layout.path("config/kubelet.json")),
-        path_flag("root-dir", layout.path("kubelet")),
-        format!("--hostname-override={}", layout.node()),
-        format!("--node-ip={}", layout::NODE_ADDRESS),
-    ];
-    let proxy = vec![path_flag("config", layout.path("config/kube-proxy.json"))];
-    let dns = vec![
-        "-conf".to_owned(),
-        layout.path("config/Corefile").display().to_string(),
-    ];
-    vec![
-        daemon("kube-controller-manager", controllers),
-        daemon("kube-scheduler", scheduler),
-        daemon("kubelet", kubelet),
-        daemon("kube-proxy", proxy),
-        daemon("coredns", dns),
+    [
+        ("kube-controller-manager", controllers),
+        ("kube-scheduler", scheduler),
     ]
 }
 
@@ -119,8 +159,8 @@ fn etcd(layout: &Layout) -> Vec<String> {
 fn api_server(layout: &Layout) -> Vec<String> {
     vec![
         format!("--etcd-servers={}", layout::ETCD_URL),
-        format!("--bind-address={}", layout::NODE_ADDRESS),
-        format!("--advertise-address={}", layout::NODE_ADDRESS),
+        format!("--bind-address={}", layout::API_ADDRESS),
+        format!("--advertise-address={}", layout::API_ADDRESS),
         format!("--secure-port={}", layout::API_PORT),
         format!("--service-cluster-ip-range={}", layout::SERVICE_NETWORK),
         "--authorization-mode=Node,RBAC".to_owned(),
@@ -162,10 +202,14 @@ mod tests {
     fn every_daemon_is_started_once_in_order() {
         let layout = Layout::new("test").unwrap();
         let programs = Programs::default();
-        let mut daemons = first(&layout, &programs, "containerd".into());
-        daemons.extend(second(&layout, &programs));
-        let names: Vec<&str> = daemons.iter().map(|daemon| daemon.name).collect();
-        assert_eq!(names, NAMES);
+        for node in Node::all(&layout, 2) {
+            let early = first(node, &programs, Path::new("containerd"));
+            let mut started: Vec<&str> = early.iter().map(|daemon| daemon.name).collect();
+            assert_eq!(started, first_names(node));
+            let late = second(node, &programs);
+            started.extend(late.iter().map(|daemon| daemon.name));
+            assert_eq!(started, names(node));
+        }
     }
 
     #[test]
@@ -176,7 +220,7 @@ mod tests {
         for argument in arguments {
             if argument.contains("bind-address") || argument.contains("listen-") {
                 assert!(
-                    argument.contains("127.0.0.1") || argument.contains(layout::NODE_ADDRESS),
+                    argument.contains("127.0.0.1") || argument.contains(layout::API_ADDRESS),
                     "{argument}"
                 );
             }

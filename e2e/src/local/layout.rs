@@ -7,15 +7,15 @@ const STATE: &str = "/var/lib/llama-cluster";
 /// Unix socket paths are at most 107 bytes long.
 const LONGEST_NAME: usize = 24;
 
-/// Address of the node, on a bridge of its own. All addresses are inside the
-/// cluster's network namespace and mean nothing outside.
-pub const NODE_ADDRESS: &str = "10.240.0.1";
-/// The network of [`NODE_ADDRESS`].
-pub const NODE_NETWORK_BITS: u8 = 24;
-/// Name of the node's bridge.
+/// The network of nodes, of 24 bits, which a bridge on the first one connects. All
+/// addresses are inside the cluster's network namespaces and mean nothing outside.
+pub const NODE_NETWORK: &str = "10.240.0";
+/// Address of the first node, where the API server is.
+pub const API_ADDRESS: &str = "10.240.0.1";
+/// Name of each node's link to the others; the first one's is the bridge.
 pub const NODE_LINK: &str = "node0";
-/// Addresses of pods.
-pub const POD_NETWORK: &str = "10.244.0.0/24";
+/// The networks of pods, of 24 bits for each node.
+pub const POD_NETWORKS: &str = "10.244";
 /// Addresses of Services.
 pub const SERVICE_NETWORK: &str = "10.96.0.0/16";
 /// The `kubernetes` Service: the first of [`SERVICE_NETWORK`].
@@ -24,12 +24,14 @@ pub const API_SERVICE_ADDRESS: &str = "10.96.0.1";
 pub const DNS_ADDRESS: &str = "10.96.0.10";
 /// Domain of Services.
 pub const DOMAIN: &str = "cluster.local";
-/// Port of the API server, on the node's address.
+/// Port of the API server, on [`API_ADDRESS`].
 pub const API_PORT: u16 = 6443;
 /// Where etcd listens.
 pub const ETCD_URL: &str = "http://127.0.0.1:2379";
 /// Where etcd would listen to its peers; it has none.
 pub const ETCD_PEER_URL: &str = "http://127.0.0.1:2380";
+/// Name of the folders of [`Layout::node_volumes`].
+pub const NODE_VOLUMES: &str = "node-volumes";
 /// Holds a pod's namespaces open.
 pub const PAUSE_IMAGE: &str = "llama-operator/pause:dev";
 
@@ -93,19 +95,9 @@ impl Layout {
         Path::new(STATE).join(format!(".{}.lock", self.name))
     }
 
-    /// Name of the node object.
-    pub fn node(&self) -> String {
-        format!("{}-node", self.name)
-    }
-
     /// Below every cgroup hierarchy's root.
     pub fn cgroup(&self) -> String {
         format!("llama-cluster-{}", self.name)
-    }
-
-    /// containerd's socket.
-    pub fn containerd_socket(&self) -> PathBuf {
-        self.path("run/containerd.sock")
     }
 
     /// For `kubectl` on this machine, as administrator.
@@ -113,9 +105,14 @@ impl Layout {
         self.path("kubeconfig")
     }
 
-    /// For pods' `hostPath` volumes.
+    /// For pods' `hostPath` volumes: the same folder on all nodes.
     pub fn volumes(&self) -> PathBuf {
         self.path("volumes")
+    }
+
+    /// Likewise, but another folder on each node.
+    pub fn node_volumes(&self) -> PathBuf {
+        self.path(NODE_VOLUMES)
     }
 
     /// What the daemon called `name` writes.
@@ -164,12 +161,5 @@ mod tests {
         ] {
             assert_eq!(Layout::new(bad), Err(BadName(bad.to_owned())));
         }
-    }
-
-    #[test]
-    fn longest_socket_path_fits() {
-        let layout = Layout::new("abcdefghijklmnopqrstuvwx").unwrap();
-        let socket = format!("{}.ttrpc", layout.containerd_socket().display());
-        assert!(socket.len() < 108, "{socket}");
     }
 }

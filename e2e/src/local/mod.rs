@@ -7,6 +7,8 @@ pub mod daemons;
 pub mod forward;
 pub mod layout;
 pub mod namespace;
+pub mod node;
+pub mod prepare;
 pub mod processes;
 pub mod start;
 pub mod teardown;

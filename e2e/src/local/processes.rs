@@ -9,10 +9,13 @@ use std::path::Path;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::layout::Layout;
+use super::node::Node;
 
 /// The first word after the program's name in the command line of the process
 /// that holds a cluster's namespaces.
 pub const HOLD: &str = "hold";
+/// Likewise for the process that holds the network and mounts of a further node.
+pub const HOLD_NODE: &str = "hold-node";
 /// Likewise for the process that carries connections into a cluster.
 pub const FORWARD: &str = "forward";
 /// Programs that start others inside the namespaces and wait for them outside.
@@ -27,6 +30,8 @@ pub struct Process {
     pub arguments: Vec<String>,
     /// Identifies its process namespace.
     pub namespace: Option<u64>,
+    /// Identifies its network namespace.
+    pub network: Option<u64>,
     /// The text of `/proc/PID/cgroup`.
     pub cgroups: String,
 }
@@ -48,11 +53,19 @@ impl Process {
                 .is_some_and(|word| word == layout.name())
     }
 
+    /// Whether it holds the network and mounts of the further node `node`.
+    fn holds_node(&self, node: Node<'_>) -> bool {
+        let words = [HOLD_NODE, node.layout().name(), &node.number().to_string()];
+        self.arguments
+            .get(1..=words.len())
+            .is_some_and(|found| found == words)
+    }
+
     /// Whether it waits outside for a program of the cluster `layout`.
     fn launched(&self, layout: &Layout) -> bool {
         let below = format!("{}/", layout.root().display());
         let names = |pair: &[String]| {
-            [HOLD, FORWARD].contains(&pair[0].as_str()) && pair[1] == layout.name()
+            [HOLD, HOLD_NODE, FORWARD].contains(&pair[0].as_str()) && pair[1] == layout.name()
         };
         LAUNCHERS.contains(&self.program())
             && (self.arguments.iter().any(|word| word.contains(&below))
@@ -96,11 +109,15 @@ fn read(pid: i32, folder: &Path) -> Option<Process> {
     Some(Process {
         pid,
         arguments,
-        namespace: fs::metadata(folder.join("ns/pid"))
-            .ok()
-            .map(|meta| meta.ino()),
+        namespace: inode(&folder.join("ns/pid")),
+        network: inode(&folder.join("ns/net")),
         cgroups: fs::read_to_string(folder.join("cgroup")).unwrap_or_default(),
     })
+}
+
+/// What identifies the namespace behind a link in `/proc`.
+fn inode(link: &Path) -> Option<u64> {
+    fs::metadata(link).ok().map(|meta| meta.ino())
 }
 
 /// The state letter in `/proc/PID/stat`, which follows the name in parentheses.
@@ -110,12 +127,22 @@ fn state(stat: &str) -> Option<char> {
 
 /// The process that holds the namespaces of `layout`, seen from outside them.
 pub fn holder(processes: &[Process], layout: &Layout) -> Option<Process> {
-    let outside = fs::metadata("/proc/self/ns/pid")
-        .ok()
-        .map(|meta| meta.ino());
+    let outside = inode(Path::new("/proc/self/ns/pid"));
     processes
         .iter()
         .find(|process| process.holds(layout) && process.namespace != outside)
+        .cloned()
+}
+
+/// The process in the process namespace `namespace` that holds the further node `node`.
+pub fn node_holder(
+    processes: &[Process],
+    node: Node<'_>,
+    namespace: Option<u64>,
+) -> Option<Process> {
+    processes
+        .iter()
+        .find(|process| process.holds_node(node) && process.namespace == namespace)
         .cloned()
 }
 
@@ -166,6 +193,7 @@ mod tests {
             pid: 1,
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
             namespace: Some(9),
+            network: Some(8),
             cgroups: cgroups.to_owned(),
         }
     }
@@ -184,11 +212,31 @@ mod tests {
     }
 
     #[test]
+    fn holders_of_nodes_are_told_from_each_other() {
+        let layout = Layout::new("a").unwrap();
+        let node = |number| Node::numbered(&layout, number).unwrap();
+        let processes = [
+            process(
+                &["unshare", "--net", "llama-cluster", HOLD_NODE, "a", "2", ""],
+                "",
+            ),
+            process(&["/x/llama-cluster", HOLD_NODE, "ab", "2", ""], ""),
+            process(&["/x/llama-cluster", HOLD_NODE, "a", "2", ""], ""),
+        ];
+        let found = node_holder(&processes, node(2), Some(9)).unwrap();
+        assert_eq!(found.arguments, processes[2].arguments);
+        assert_eq!(node_holder(&processes, node(3), Some(9)), None);
+        assert_eq!(node_holder(&processes, node(2), Some(7)), None);
+        assert_eq!(holder(&processes, &layout), None);
+    }
+
+    #[test]
     fn processes_of_a_cluster_are_told_from_others() {
         let layout = Layout::new("a").unwrap();
         let ours = [
             process(&["nsenter", "x", "/var/lib/llama-cluster/a/config"], ""),
             process(&["unshare", "--net", "llama-cluster", HOLD, "a"], ""),
+            process(&["nsenter", "--", "unshare", HOLD_NODE, "a", "2"], ""),
             process(&["/pause"], "4:cpu:/llama-cluster-a/kubepods/x\n"),
         ];
         let others = [
@@ -199,7 +247,7 @@ mod tests {
             process(&["nsenter", "/var/lib/llama-cluster/ab/config"], ""),
             process(&["/pause"], "4:cpu:/llama-cluster-ab/kubepods/x\n"),
         ];
-        assert_eq!(of_cluster(&ours, &layout, None).len(), 3);
+        assert_eq!(of_cluster(&ours, &layout, None).len(), 4);
         assert_eq!(of_cluster(&others, &layout, None).len(), 0);
         assert_eq!(of_cluster(&others, &layout, Some(9)).len(), 3);
     }

@@ -3,20 +3,20 @@
 use std::fs;
 use std::io;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::process::Command;
+use tokio::task::JoinSet;
 
-use super::certificates::{self, CertificateError};
-use super::config::{self, Credentials};
+use super::config;
 use super::daemons::{self, Daemon};
 use super::layout::{self, Layout};
-use super::namespace::{NETWORK_RESULTS, Namespace, NamespaceError};
+use super::namespace::{Namespace, NamespaceError};
+use super::node::{self, Node};
+use super::prepare::{self, PrepareError, prepare};
 use super::processes::FORWARD;
 use super::teardown::{self, TeardownError};
-use super::{cgroups, namespace};
 use crate::command::{self, CommandError};
 use crate::components::Programs;
 use crate::wait::{self, Look, WaitError};
@@ -24,7 +24,7 @@ use crate::wait::{self, Look, WaitError};
 const QUICK: Duration = Duration::from_secs(10);
 const API_WITHIN: Duration = Duration::from_secs(90);
 const CONTAINERD_WITHIN: Duration = Duration::from_secs(30);
-const NODE_WITHIN: Duration = Duration::from_secs(90);
+const NODES_WITHIN: Duration = Duration::from_secs(90);
 const LOAD_WITHIN: Duration = Duration::from_mins(5);
 const INSTALL_WITHIN: Duration = Duration::from_mins(10);
 /// Programs of the system that a local cluster is made with.
@@ -63,18 +63,12 @@ pub enum StartError {
     /// Remains of an earlier cluster are in the way.
     #[error("could not clear what an earlier cluster left")]
     Teardown(#[from] TeardownError),
-    /// A file could not be written.
-    #[error("could not write {what}")]
-    Write {
-        /// The file or folder.
-        what: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The certificates could not be made.
-    #[error("could not make the cluster's certificates")]
-    Certificates(#[from] CertificateError),
+    /// No port of this machine could be had for the API server.
+    #[error("could not listen on 127.0.0.1")]
+    Listen(#[source] io::Error),
+    /// What the cluster starts from could not be written.
+    #[error("could not prepare the cluster")]
+    Prepare(#[from] PrepareError),
     /// The namespaces could not be made.
     #[error("could not make the cluster's namespaces")]
     Namespace(#[from] NamespaceError),
@@ -96,11 +90,6 @@ pub enum StartError {
     Command(#[from] CommandError),
 }
 
-fn writing(what: impl AsRef<Path>) -> impl FnOnce(io::Error) -> StartError {
-    let what = what.as_ref().display().to_string();
-    move |source| StartError::Write { what, source }
-}
-
 /// What starting needs besides the system's programs.
 #[derive(Debug, Clone, Copy)]
 pub struct Parts<'a> {
@@ -114,11 +103,18 @@ pub struct Parts<'a> {
     pub installer: &'a Path,
 }
 
-/// Starts the cluster anew, or leaves it alone where it is well.
-pub async fn up(layout: &Layout, parts: Parts<'_>) -> Result<Namespace, StartError> {
-    if let Ok(namespace) = healthy(layout, parts.programs).await {
+/// A node of a running cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Member<'a> {
+    node: Node<'a>,
+    namespace: Namespace,
+}
+
+/// Starts the cluster with `count` nodes anew, or leaves it alone where it is well.
+pub async fn up(layout: &Layout, count: u8, parts: Parts<'_>) -> Result<(), StartError> {
+    if healthy(layout, count, parts.programs).await.is_ok() {
         eprintln!("  cluster {} is up", layout.name());
-        return Ok(namespace);
+        return Ok(());
     }
     let start = Instant::now();
     let plugins = requirements(parts.installer).await?;
@@ -128,59 +124,109 @@ pub async fn up(layout: &Layout, parts: Parts<'_>) -> Result<Namespace, StartErr
     }
     let containerd =
         command::find_program("containerd").unwrap_or_else(|| PathBuf::from("containerd"));
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(writing("127.0.0.1"))?;
-    let port = listener.local_addr().map_err(writing("127.0.0.1"))?.port();
-    prepare(layout, &plugins, port)?;
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(StartError::Listen)?;
+    let port = listener.local_addr().map_err(StartError::Listen)?.port();
+    let nodes = Node::all(layout, count);
+    prepare(&nodes, &plugins, port)?;
 
-    let namespace = Namespace::create(parts.llama_cluster, layout).await?;
-    namespace.connect().await?;
-    for daemon in daemons::first(layout, parts.programs, containerd) {
-        namespace.spawn(&daemon, layout)?;
+    let members = make_nodes(layout, &nodes, parts.llama_cluster).await?;
+    let first = &members[0];
+    for Member { node, namespace } in &members {
+        for daemon in daemons::first(*node, parts.programs, &containerd) {
+            namespace.spawn(&daemon, *node)?;
+        }
     }
     let forwarder = forwarder(layout, parts.llama_cluster);
-    namespace.spawn_listening(&forwarder, layout, listener)?;
+    first
+        .namespace
+        .spawn_listening(&forwarder, first.node, listener)?;
     let progress = |what: &str| {
         eprintln!("  {what} ({:.1} s)", start.elapsed().as_secs_f32());
     };
-    await_containerd(layout).await?;
-    load_image(layout, parts.pause_archive).await?;
-    await_api(layout, &namespace, parts.programs).await?;
+    for node in &nodes {
+        await_containerd(*node).await?;
+    }
+    load_image(&nodes, parts.pause_archive).await?;
+    await_api(layout, &members, parts.programs).await?;
     progress("API server answers");
     // Before CoreDNS starts, which would wait long after a first refusal.
     apply_first_objects(layout, parts.programs).await?;
-    for daemon in daemons::second(layout, parts.programs) {
-        namespace.spawn(&daemon, layout)?;
+    for Member { node, namespace } in &members {
+        for daemon in daemons::second(*node, parts.programs) {
+            namespace.spawn(&daemon, *node)?;
+        }
     }
-    await_node(layout, &namespace, parts.programs).await?;
-    progress("node is Ready");
-    await_names(layout, &namespace, parts.llama_cluster).await?;
-    await_accounts(layout, &namespace, parts.programs).await?;
+    await_nodes(layout, &members, parts.programs).await?;
+    progress(match count {
+        1 => "node is Ready",
+        _ => "nodes are Ready",
+    });
+    await_names(layout, &members, parts.llama_cluster).await?;
+    await_accounts(layout, &members, parts.programs).await?;
     progress("names resolve, pods can be created");
-    Ok(namespace)
+    Ok(())
 }
 
-/// Fails, with the reason, where the cluster is not running or not well.
-pub async fn healthy(layout: &Layout, programs: &Programs) -> Result<Namespace, String> {
-    let namespace = Namespace::find(layout)
-        .map_err(|error| error.to_string())?
-        .ok_or("it is not running")?;
-    all_running(&namespace, &daemons::NAMES)?;
-    node_ready(layout, programs)
+/// Makes the namespaces of all nodes and connects them. The first member is the first node.
+async fn make_nodes<'a>(
+    layout: &'a Layout,
+    nodes: &[Node<'a>],
+    llama_cluster: &Path,
+) -> Result<Vec<Member<'a>>, NamespaceError> {
+    let namespace = Namespace::create(llama_cluster, layout).await?;
+    let node = Node::first(layout);
+    namespace.connect(node, nodes).await?;
+    let mut members = vec![Member {
+        node,
+        namespace: namespace.clone(),
+    }];
+    for node in nodes.iter().filter(|node| !node.is_first()) {
+        let further = namespace.create_further(llama_cluster, *node).await?;
+        namespace.join((*node, &further), nodes).await?;
+        members.push(Member {
+            node: *node,
+            namespace: further,
+        });
+    }
+    Ok(members)
+}
+
+/// Fails, with the reason, where the cluster is not running with `count` nodes or not well.
+async fn healthy(layout: &Layout, count: u8, programs: &Programs) -> Result<(), String> {
+    let mut members = Vec::new();
+    for node in Node::all(layout, node::MOST_NODES) {
+        match Namespace::find(node).map_err(|error| error.to_string())? {
+            Some(namespace) => members.push(Member { node, namespace }),
+            None if node.number() <= count => return Err(format!("{} is not there", node.name())),
+            None => {}
+        }
+    }
+    if members.len() != usize::from(count) {
+        return Err(format!("it has {} nodes", members.len()));
+    }
+    all_running(&members, daemons::names)?;
+    nodes_ready(layout, &members, programs)
         .await
-        .map_err(|error| error.to_string())?;
-    Ok(namespace)
+        .map_err(|error| error.to_string())
 }
 
-fn all_running(namespace: &Namespace, names: &[&str]) -> Result<(), String> {
-    let running = namespace
-        .running(names)
-        .map_err(|error| error.to_string())?;
-    let mut ended = names
-        .iter()
-        .filter(|name| !running.iter().any(|program| program == *name));
-    ended
-        .next()
-        .map_or(Ok(()), |name| Err(format!("{name} is not running")))
+/// Names of the daemons of a node that should run.
+type Names = fn(Node<'_>) -> &'static [&'static str];
+
+fn all_running(members: &[Member<'_>], names: Names) -> Result<(), String> {
+    for Member { node, namespace } in members {
+        let names = names(*node);
+        let running = namespace
+            .running(names)
+            .map_err(|error| error.to_string())?;
+        let mut ended = names
+            .iter()
+            .filter(|name| !running.iter().any(|program| program == *name));
+        if let Some(name) = ended.next() {
+            return Err(format!("{} is not running", node.file(name)));
+        }
+    }
+    Ok(())
 }
 
 /// Makes sure that the system's programs are there; returns the folder of the
@@ -218,101 +264,6 @@ fn plugin_folder() -> Option<PathBuf> {
         .find(|folder| PLUGINS.iter().all(|plugin| folder.join(plugin).exists()))
 }
 
-/// Writes everything that the daemons read.
-fn prepare(layout: &Layout, plugins: &Path, port: u16) -> Result<(), StartError> {
-    let root = layout.root();
-    let folders = [
-        "certificates",
-        "config/cni",
-        "containerd",
-        "etcd",
-        "hold",
-        "kubelet",
-        "logs",
-        "network-results",
-        "node-logs",
-        "opt",
-        "run",
-        "volumes",
-    ];
-    for folder in folders {
-        let folder = layout.path(folder);
-        fs::create_dir_all(&folder).map_err(writing(&folder))?;
-    }
-    // Keys and Secrets lie below; etcd besides asks for a folder of its own.
-    for folder in [root, &layout.path("etcd")] {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(writing(folder))?;
-    }
-    if !Path::new(NETWORK_RESULTS).exists() {
-        fs::create_dir_all(NETWORK_RESULTS).map_err(writing(NETWORK_RESULTS))?;
-        let mark = Layout::made_network_results();
-        fs::write(&mark, "").map_err(writing(&mark))?;
-    }
-    cgroups::create(layout).map_err(writing("the cluster's cgroups"))?;
-    certificates::write_all(layout)?;
-    let files = [
-        (
-            "config/containerd.toml",
-            config::containerd(layout, plugins, snapshotter(root)),
-        ),
-        (
-            "config/cni/llama.conflist",
-            config::network(layout).to_string(),
-        ),
-        ("config/kubelet.json", config::kubelet(layout).to_string()),
-        (
-            "config/kube-proxy.json",
-            config::kube_proxy(layout).to_string(),
-        ),
-        ("config/Corefile", config::coredns(layout)),
-        ("config/resolv.conf", config::resolver()),
-    ];
-    for (name, text) in files {
-        let path = layout.path(name);
-        fs::write(&path, text).map_err(writing(&path))?;
-    }
-    write_kubeconfigs(layout, port)
-}
-
-fn write_kubeconfigs(layout: &Layout, port: u16) -> Result<(), StartError> {
-    let inside = format!("https://{}:{}", layout::NODE_ADDRESS, layout::API_PORT);
-    let outside = format!("https://127.0.0.1:{port}");
-    let clients = [
-        "kube-controller-manager",
-        "kube-scheduler",
-        "kubelet",
-        "kube-proxy",
-        "coredns",
-    ];
-    let mut wanted: Vec<(&str, &str, PathBuf)> = clients
-        .iter()
-        .map(|name| (*name, inside.as_str(), layout.daemon_kubeconfig(name)))
-        .collect();
-    wanted.push((certificates::ADMIN, &outside, layout.kubeconfig()));
-    let read = |path: PathBuf| fs::read_to_string(&path).map_err(writing(&path));
-    let authority = read(layout.certificate(certificates::AUTHORITY))?;
-    for (name, server, path) in wanted {
-        let (certificate, key) = (read(layout.certificate(name))?, read(layout.key(name))?);
-        let credentials = Credentials {
-            authority: &authority,
-            certificate: &certificate,
-            key: &key,
-        };
-        let text = config::kubeconfig(layout, server, credentials).to_string();
-        certificates::write_private(&path, &text).map_err(writing(&path))?;
-    }
-    Ok(())
-}
-
-/// Overlays cannot be stacked on the overlay that a container's own root is.
-fn snapshotter(root: &Path) -> &'static str {
-    const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
-    match rustix::fs::statfs(root) {
-        Ok(stat) if stat.f_type == OVERLAYFS_MAGIC => "native",
-        _ => "overlayfs",
-    }
-}
-
 fn forwarder(layout: &Layout, llama_cluster: &Path) -> Daemon {
     Daemon {
         name: FORWARD,
@@ -320,7 +271,7 @@ fn forwarder(layout: &Layout, llama_cluster: &Path) -> Daemon {
         arguments: vec![
             FORWARD.to_owned(),
             layout.name().to_owned(),
-            format!("{}:{}", layout::NODE_ADDRESS, layout::API_PORT),
+            format!("{}:{}", layout::API_ADDRESS, layout::API_PORT),
         ],
     }
 }
@@ -357,10 +308,10 @@ fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
-/// `Never` where one of the daemons `names` has ended, else `look`.
+/// `Never` where one of the daemons that `names` gives for a node has ended, else `look`.
 async fn while_running<T>(
-    namespace: &Namespace,
-    names: &[&str],
+    members: &[Member<'_>],
+    names: Names,
     look: impl Future<Output = Result<T, CommandError>>,
 ) -> Look<T> {
     // A program appears in the namespace a moment after it was started.
@@ -369,19 +320,20 @@ async fn while_running<T>(
         Ok(value) => return Look::Done(value),
         Err(error) => error,
     };
-    if all_running(namespace, names).is_err() {
+    if all_running(members, names).is_err() {
         tokio::time::sleep(APPEARS_WITHIN).await;
-        if let Err(ended) = all_running(namespace, names) {
+        if let Err(ended) = all_running(members, names) {
             return Look::Never(ended);
         }
     }
     Look::NotYet(error.to_string())
 }
 
-async fn await_containerd(layout: &Layout) -> Result<(), StartError> {
-    let part_name = ("containerd", "containerd");
-    part(layout, part_name, CONTAINERD_WITHIN, async || {
-        Look::retrying(command::run(ctr(layout).arg("version"), QUICK).await)
+async fn await_containerd(node: Node<'_>) -> Result<(), StartError> {
+    let log = node.file("containerd");
+    let part_name = ("containerd", log.as_str());
+    part(node.layout(), part_name, CONTAINERD_WITHIN, async || {
+        Look::retrying(command::run(ctr(node).arg("version"), QUICK).await)
     })
     .await
     .map(|_| ())
@@ -389,14 +341,14 @@ async fn await_containerd(layout: &Layout) -> Result<(), StartError> {
 
 async fn await_api(
     layout: &Layout,
-    namespace: &Namespace,
+    members: &[Member<'_>],
     programs: &Programs,
 ) -> Result<(), StartError> {
     let part_name = ("the API server", "kube-apiserver");
     part(layout, part_name, API_WITHIN, async || {
         let mut ready = kubectl(layout, programs);
         let look = command::run(ready.args(["get", "--raw=/readyz"]), QUICK);
-        while_running(namespace, &daemons::NAMES[..daemons::FIRST], look).await
+        while_running(members, daemons::first_names, look).await
     })
     .await
     .map(|_| ())
@@ -414,21 +366,30 @@ async fn apply_first_objects(layout: &Layout, programs: &Programs) -> Result<(),
     .map(|_| ())
 }
 
-async fn node_ready(layout: &Layout, programs: &Programs) -> Result<(), CommandError> {
-    let node = format!("node/{}", layout.node());
+async fn nodes_ready(
+    layout: &Layout,
+    members: &[Member<'_>],
+    programs: &Programs,
+) -> Result<(), CommandError> {
     let mut wait = kubectl(layout, programs);
-    wait.args(["wait", "--for=condition=Ready", &node, "--timeout=5s"]);
+    wait.args(["wait", "--for=condition=Ready", "--timeout=5s"]);
+    wait.args(
+        members
+            .iter()
+            .map(|member| format!("node/{}", member.node.name())),
+    );
     command::run(&mut wait, QUICK).await.map(|_| ())
 }
 
-async fn await_node(
+async fn await_nodes(
     layout: &Layout,
-    namespace: &Namespace,
+    members: &[Member<'_>],
     programs: &Programs,
 ) -> Result<(), StartError> {
-    let part_name = ("the node", "kubelet");
-    part(layout, part_name, NODE_WITHIN, async || {
-        while_running(namespace, &daemons::NAMES, node_ready(layout, programs)).await
+    let part_name = ("the nodes", "kubelet");
+    part(layout, part_name, NODES_WITHIN, async || {
+        let look = nodes_ready(layout, members, programs);
+        while_running(members, daemons::names, look).await
     })
     .await
 }
@@ -436,16 +397,16 @@ async fn await_node(
 /// The name of the API server must resolve through the DNS Service.
 async fn await_names(
     layout: &Layout,
-    namespace: &Namespace,
+    members: &[Member<'_>],
     llama_cluster: &Path,
 ) -> Result<(), StartError> {
     let part_name = ("cluster DNS", "coredns");
     let name = format!("kubernetes.default.svc.{}", layout::DOMAIN);
     let server = format!("{}:53", layout::DNS_ADDRESS);
-    part(layout, part_name, NODE_WITHIN, async || {
-        let mut resolve = namespace.command(llama_cluster);
+    part(layout, part_name, NODES_WITHIN, async || {
+        let mut resolve = members[0].namespace.command(llama_cluster);
         let look = command::run(resolve.args(["resolve", &name, &server]), QUICK);
-        while_running(namespace, &daemons::NAMES, look).await
+        while_running(members, daemons::names, look).await
     })
     .await
     .map(|_| ())
@@ -454,14 +415,14 @@ async fn await_names(
 /// Pods cannot be created before their service account is.
 async fn await_accounts(
     layout: &Layout,
-    namespace: &Namespace,
+    members: &[Member<'_>],
     programs: &Programs,
 ) -> Result<(), StartError> {
     let part_name = ("the default service account", "kube-controller-manager");
-    part(layout, part_name, NODE_WITHIN, async || {
+    part(layout, part_name, NODES_WITHIN, async || {
         let mut get = kubectl(layout, programs);
         let look = command::run(get.args(["get", "serviceaccount", "default"]), QUICK);
-        while_running(namespace, &daemons::NAMES, look).await
+        while_running(members, daemons::names, look).await
     })
     .await
     .map(|_| ())
@@ -473,35 +434,44 @@ fn kubectl(layout: &Layout, programs: &Programs) -> Command {
     command
 }
 
-fn ctr(layout: &Layout) -> Command {
+fn ctr(node: Node<'_>) -> Command {
     let mut command = Command::new("ctr");
     command
         .arg("--address")
-        .arg(layout.containerd_socket())
+        .arg(node.containerd_socket())
         .args(["--namespace", IMAGE_NAMESPACE]);
     command
 }
 
-/// Makes an image archive known to the node.
-pub async fn load_image(layout: &Layout, archive: &Path) -> Result<(), CommandError> {
-    let mut import = ctr(layout);
-    import.args([
-        "images",
-        "import",
-        "--snapshotter",
-        snapshotter(layout.root()),
-    ]);
-    command::run(import.arg(archive), LOAD_WITHIN).await?;
-    Ok(())
+/// Makes an image archive known to the nodes, which take it in at the same time.
+pub async fn load_image(nodes: &[Node<'_>], archive: &Path) -> Result<(), CommandError> {
+    let mut imports = JoinSet::new();
+    for node in nodes {
+        let mut import = ctr(*node);
+        import.args([
+            "images",
+            "import",
+            "--snapshotter",
+            prepare::snapshotter(node.layout().root()),
+        ]);
+        import.arg(archive);
+        imports.spawn(async move { command::run(&mut import, LOAD_WITHIN).await });
+    }
+    imports
+        .join_all()
+        .await
+        .into_iter()
+        .try_for_each(|outcome| outcome.map(|_| ()))
 }
 
-/// Which daemons run: their names and whether they do.
-pub fn daemons(layout: &Layout) -> Result<Vec<(&'static str, bool)>, namespace::NamespaceError> {
-    let running = Namespace::find(layout)?
-        .map(|namespace| namespace.running(&daemons::NAMES))
+/// Which daemons run on a node: their names and whether they do.
+pub fn daemons(node: Node<'_>) -> Result<Vec<(&'static str, bool)>, NamespaceError> {
+    let names = daemons::names(node);
+    let running = Namespace::find(node)?
+        .map(|namespace| namespace.running(names))
         .transpose()?
         .unwrap_or_default();
-    Ok(daemons::NAMES
+    Ok(names
         .iter()
         .map(|name| (*name, running.iter().any(|program| program == name)))
         .collect())

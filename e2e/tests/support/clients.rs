@@ -45,7 +45,8 @@ impl Place {
                 let address = service["spec"]["clusterIP"]
                     .as_str()
                     .context("an address")?;
-                let mut words = self.cluster.node_prefix("")?.into_iter();
+                let node = &self.cluster.nodes.first().context("a node")?.name;
+                let mut words = self.cluster.node_prefix(node)?.into_iter();
                 let mut command = Command::new(words.next().context("a command")?);
                 command.args(words).arg("python3");
                 (command, format!("http://{address}:8000/v1"), None)
