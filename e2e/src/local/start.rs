@@ -15,7 +15,7 @@ use super::layout::{self, Layout};
 use super::namespace::{Namespace, NamespaceError};
 use super::node::{self, Node};
 use super::prepare::{self, PrepareError, prepare};
-use super::processes::FORWARD;
+use super::processes::{FORWARD, HOLD};
 use super::teardown::{self, TeardownError};
 use crate::command::{self, CommandError};
 use crate::components::Programs;
@@ -25,6 +25,8 @@ const QUICK: Duration = Duration::from_secs(10);
 const API_WITHIN: Duration = Duration::from_secs(90);
 const CONTAINERD_WITHIN: Duration = Duration::from_secs(30);
 const NODES_WITHIN: Duration = Duration::from_secs(90);
+/// A program appears in the namespace a moment after it was started.
+const APPEARS_WITHIN: Duration = Duration::from_secs(2);
 const LOAD_WITHIN: Duration = Duration::from_mins(5);
 const INSTALL_WITHIN: Duration = Duration::from_mins(10);
 /// Programs of the system that a local cluster is made with.
@@ -122,8 +124,7 @@ pub async fn up(layout: &Layout, count: u8, parts: Parts<'_>) -> Result<(), Star
     if !removed.is_nothing() {
         eprintln!("  removed an unhealthy cluster: {removed}");
     }
-    let containerd =
-        command::find_program("containerd").unwrap_or_else(|| PathBuf::from("containerd"));
+    let containerd = containerd();
     let listener = TcpListener::bind("127.0.0.1:0").map_err(StartError::Listen)?;
     let port = listener.local_addr().map_err(StartError::Listen)?.port();
     let nodes = Node::all(layout, count);
@@ -245,6 +246,11 @@ async fn requirements(installer: &Path) -> Result<PathBuf, StartError> {
     }
 }
 
+fn containerd() -> PathBuf {
+    let name = "containerd";
+    command::find_program(name).unwrap_or_else(|| PathBuf::from(name))
+}
+
 fn missing() -> Vec<String> {
     let mut missing: Vec<String> = NEEDED
         .iter()
@@ -314,8 +320,6 @@ async fn while_running<T>(
     names: Names,
     look: impl Future<Output = Result<T, CommandError>>,
 ) -> Look<T> {
-    // A program appears in the namespace a moment after it was started.
-    const APPEARS_WITHIN: Duration = Duration::from_secs(2);
     let error = match look.await {
         Ok(value) => return Look::Done(value),
         Err(error) => error,
@@ -462,6 +466,41 @@ pub async fn load_image(nodes: &[Node<'_>], archive: &Path) -> Result<(), Comman
         .await
         .into_iter()
         .try_for_each(|outcome| outcome.map(|_| ()))
+}
+
+/// Starts those daemons of a further node again that have ended, as the repair of a machine
+/// would, and waits until the node is Ready.
+pub async fn restart(node: Node<'_>, programs: &Programs) -> Result<(), StartError> {
+    let log = node.log(HOLD);
+    let namespace = Namespace::find(node)?.ok_or(NamespaceError::NotReady { log })?;
+    let containerd = containerd();
+    let mut wanted = daemons::first(node, programs, &containerd);
+    wanted.extend(daemons::second(node, programs));
+    let members = [Member { node, namespace }];
+    let log = node.file("kubelet");
+    part(
+        node.layout(),
+        ("the node", &log),
+        NODES_WITHIN,
+        async || {
+            // The kubelet ends where containerd is not there yet.
+            if let Err(error) = start_ended(&members[0], &wanted) {
+                return Look::NotYet(error.to_string());
+            }
+            tokio::time::sleep(APPEARS_WITHIN).await;
+            Look::retrying(nodes_ready(node.layout(), &members, programs).await)
+        },
+    )
+    .await
+}
+
+fn start_ended(member: &Member<'_>, wanted: &[Daemon]) -> Result<(), NamespaceError> {
+    let names = daemons::names(member.node);
+    let running = member.namespace.running(names)?;
+    wanted
+        .iter()
+        .filter(|daemon| !running.iter().any(|name| name == daemon.name))
+        .try_for_each(|daemon| member.namespace.spawn(daemon, member.node))
 }
 
 /// Which daemons run on a node: their names and whether they do.

@@ -76,7 +76,8 @@ pub(crate) async fn place(namespace: &str) -> anyhow::Result<Option<Place>> {
     Ok(Some(place))
 }
 
-/// Installs the chart, unless this cluster has it.
+/// Installs the chart, unless this cluster has it. Of several nodes the operator gets the
+/// first, where the control plane is too, so that any other can be lost.
 async fn install(cluster: &Cluster) -> anyhow::Result<()> {
     let chart = repository().join("charts/llama-operator");
     let mut helm = cluster.helm_command();
@@ -85,6 +86,10 @@ async fn install(cluster: &Cluster) -> anyhow::Result<()> {
         .args(["--namespace", "llama-system", "--create-namespace"])
         .args(["--set", "image.tag=dev", "--set", "workerImage.tag=dev"])
         .args(["--wait", "--timeout", "3m"]);
+    if let [first, _, ..] = &cluster.nodes[..] {
+        let selector = format!("nodeSelector.kubernetes\\.io/hostname={}", first.name);
+        helm.args(["--set", &selector]);
+    }
     let output = helm.output().await.context("run helm")?;
     ensure!(
         output.status.success(),
@@ -371,20 +376,30 @@ impl Question {
     }
 }
 
-/// A volume over the node's folder `folder`, and the claim `name` for it.
+/// A volume over the node's folder `folder` that is only read, and the claim `name` for it.
 pub(crate) async fn make_claim(place: &Place, name: &str, folder: &str) -> anyhow::Result<()> {
+    make_claim_of(place, name, folder, "ReadOnlyMany").await
+}
+
+/// The same with an access mode.
+pub(crate) async fn make_claim_of(
+    place: &Place,
+    name: &str,
+    folder: &str,
+    mode: &str,
+) -> anyhow::Result<()> {
     let volume_name = format!("e2e-{name}");
     place
         .kubectl(["delete", "pv", &volume_name, "--ignore-not-found"])
         .await?;
     let spec = json!({
-        "accessModes": ["ReadOnlyMany"],
+        "accessModes": [mode],
         "storageClassName": "",
         "resources": {"requests": {"storage": "1Gi"}},
         "volumeName": volume_name,
     });
     let volume = json!({
-        "accessModes": ["ReadOnlyMany"],
+        "accessModes": [mode],
         "capacity": {"storage": "1Gi"},
         "hostPath": {"path": folder},
     });

@@ -60,7 +60,7 @@ async fn free_cpu(place: &Place) -> anyhow::Result<(String, u64)> {
 }
 
 /// An amount of CPU, such as "2" or "100m"; nothing is 0.
-fn thousandths(quantity: &Value) -> anyhow::Result<u64> {
+pub(crate) fn thousandths(quantity: &Value) -> anyhow::Result<u64> {
     let Some(text) = quantity.as_str() else {
         return Ok(0);
     };

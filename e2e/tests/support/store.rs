@@ -1,7 +1,8 @@
-//! An S3-compatible store in the cluster with the real model, and a cache on the node.
+//! An S3-compatible store in the cluster, and a cache for what is fetched from it.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -10,23 +11,24 @@ use llama_e2e::{components, image};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::{MODEL_FILE, Place, repository};
+use super::{Place, repository};
 
-const STORE_IMAGE: &str = "llama-operator/object-store:dev";
-const MODEL_IMAGE: &str = "llama-operator/smollm2-135m-instruct:q4_1";
-const WORKER_IMAGE: &str = "llama-operator/worker:dev";
+const IMAGE: &str = "llama-operator/object-store:dev";
 /// Name of the store's pod, its Service, and the Secret with its key.
 pub(crate) const STORE: &str = "store";
-const BUCKET: &str = "models";
-/// Name of the claim.
+/// Folder of the volume that holds the bucket's objects.
+pub(crate) const BUCKET: &str = "models";
+/// Name of the volume with the buckets.
+pub(crate) const DATA: &str = "data";
+/// Name of the cache's claim and folder.
 pub(crate) const CACHE: &str = "cache";
 const PORT: u16 = 7070;
-/// User that workers run as.
+/// User that workers and the store run as.
 const WORKER_USER: u32 = 65532;
 const STORE_WITHIN: Duration = Duration::from_mins(2);
 
 /// Makes the image of the store known to the cluster.
-async fn load_store_image(place: &Place) -> anyhow::Result<()> {
+async fn load_image(place: &Place) -> anyhow::Result<()> {
     let cache = Cache::from_environment()?;
     let programs = components::build(&cache, &[components::OBJECT_STORE]).await?;
     let inputs = BTreeMap::from([("versitygw".to_owned(), programs.path("versitygw"))]);
@@ -40,45 +42,43 @@ async fn load_store_image(place: &Place) -> anyhow::Result<()> {
     Ok(place.cluster.load_image(&archive).await?)
 }
 
-fn mount(name: &str, path: &str, inside: &str) -> Value {
-    json!({"name": name, "mountPath": path, "subPath": inside})
+/// A key to the store.
+pub(crate) fn secret(name: &str, key: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": name},
+        "stringData": {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": key},
+    })
 }
 
-/// The store with the real model in its bucket, copied out of the model's image.
-pub(crate) async fn start_store(place: &Place) -> anyhow::Result<()> {
-    load_store_image(place).await?;
-    let secret = |name: &str, key: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "Secret",
-            "metadata": {"name": name},
-            "stringData": {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": key},
-        })
-    };
-    let security = json!({
-        "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": true,
-    });
-    let container = |name: &str, image: &str, command: Value, mounts: Value| {
-        json!({
-            "name": name, "image": image, "imagePullPolicy": "Never", "command": command,
-            "volumeMounts": mounts, "securityContext": security,
-        })
-    };
+/// A container of the store's pod.
+pub(crate) fn container(name: &str, image: &str, command: &Value, mounts: &Value) -> Value {
+    json!({
+        "name": name, "image": image, "imagePullPolicy": "Never", "command": command,
+        "volumeMounts": mounts,
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": true,
+        },
+    })
+}
+
+/// Starts the store over the volume `data`, once the containers `init` have ended.
+pub(crate) async fn start(place: &Place, data: &Value, init: &Value) -> anyhow::Result<()> {
+    load_image(place).await?;
     let from_secret = |name: &str, key: &str| json!({"name": name, "valueFrom": {"secretKeyRef": {"name": STORE, "key": key}}});
-    let copy = "/usr/local/bin/llama-model-copy";
     let mut serve = container(
         "store",
-        STORE_IMAGE,
-        json!(["/versitygw", "--port", format!(":{PORT}"), "posix", "/data"]),
-        json!([{"name": "data", "mountPath": "/data"}]),
+        IMAGE,
+        &json!(["/versitygw", "--port", format!(":{PORT}"), "posix", "/data"]),
+        &json!([{"name": DATA, "mountPath": "/data"}]),
     );
     serve["env"] = json!([
         from_secret("ROOT_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
         from_secret("ROOT_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"),
     ]);
     serve["readinessProbe"] = json!({"tcpSocket": {"port": PORT}, "periodSeconds": 1});
-    let from = format!("/models/{MODEL_FILE}");
-    let pod = json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": STORE, "labels": {"app": STORE}},
         "spec": {
@@ -87,27 +87,20 @@ pub(crate) async fn start_store(place: &Place) -> anyhow::Result<()> {
                 "runAsNonRoot": true, "runAsUser": WORKER_USER, "fsGroup": WORKER_USER,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "initContainers": [
-                container("install", WORKER_IMAGE, json!([copy, "install", "--to", "/tools"]),
-                    json!([mount("data", "/tools", "tools")])),
-                container("copy", MODEL_IMAGE,
-                    json!(["/tools/llama-model-copy", "copy", "--from", from, "--to", "/bucket"]),
-                    json!([mount("data", "/tools", "tools"), mount("data", "/bucket", BUCKET)])),
-            ],
+            "initContainers": init,
             "containers": [serve],
-            "volumes": [{"name": "data", "emptyDir": {}}],
+            "volumes": [data],
         },
     });
+    if let Some(first) = place.cluster.nodes.first() {
+        // As the operator: any other node can be lost.
+        pod["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": first.name});
+    }
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": STORE},
         "spec": {"selector": {"app": STORE}, "ports": [{"port": PORT}]},
     });
-    for object in [
-        secret(STORE, "a-secret-of-tests"),
-        secret("wrong", "another"),
-        service,
-        pod,
-    ] {
+    for object in [secret(STORE, "a-secret-of-tests"), service, pod] {
         place.apply(object).await?;
     }
     let ready = "--for=condition=Ready";
@@ -118,45 +111,23 @@ pub(crate) async fn start_store(place: &Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A folder of the node's own, as a claim that pods may write to.
-pub(crate) async fn make_cache(place: &Place) -> anyhow::Result<()> {
-    let volumes = place.cluster.volumes.as_ref().context("volumes")?;
-    let host = volumes.here.join(CACHE);
-    // What an earlier run left.
-    let _ = std::fs::remove_dir_all(&host);
-    std::fs::create_dir_all(&host)?;
-    chown(&host, Some(WORKER_USER), Some(WORKER_USER))?;
-    std::fs::set_permissions(&host, PermissionsExt::from_mode(0o770))?;
-    let volume_name = "e2e-cache";
-    place
-        .kubectl(["delete", "pv", volume_name, "--ignore-not-found"])
-        .await?;
-    let modes = json!(["ReadWriteMany"]);
-    let volume = json!({
-        "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume_name},
-        "spec": {
-            "accessModes": modes, "capacity": {"storage": "1Gi"},
-            "hostPath": {"path": volumes.on_node.join(CACHE)},
-        },
-    });
-    let claim = json!({
-        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CACHE},
-        "spec": {
-            "accessModes": modes, "storageClassName": "", "volumeName": volume_name,
-            "resources": {"requests": {"storage": "1Gi"}},
-        },
-    });
-    place.cluster.apply(&volume.to_string()).await?;
-    place.apply(claim).await
+/// `spec.model`: the object `file` of the store, asked for with the key of `secret`, and
+/// kept in a cache of `size`.
+pub(crate) fn model(file: &str, digest: &str, secret: &str, size: &str) -> Value {
+    json!({
+        "source": {"s3": {
+            "uri": format!("s3://{BUCKET}"),
+            "endpoint": format!("http://{STORE}:{PORT}"),
+            "files": [{"name": file, "sha256": digest}],
+            "secretRef": {"name": secret},
+        }},
+        "cache": {"claimName": CACHE, "size": size},
+    })
 }
 
-/// The SHA-256 of the real model's file.
-pub(crate) async fn digest() -> anyhow::Result<String> {
-    let file = Cache::from_environment()?
-        .folder()
-        .join("models")
-        .join(MODEL_FILE);
-    let output = Command::new("sha256sum").arg(&file).output().await?;
+/// The SHA-256 of a file.
+pub(crate) async fn digest(file: &Path) -> anyhow::Result<String> {
+    let output = Command::new("sha256sum").arg(file).output().await?;
     ensure!(output.status.success(), "sha256sum {}", file.display());
     let text = String::from_utf8(output.stdout)?;
     Ok(text
@@ -166,34 +137,11 @@ pub(crate) async fn digest() -> anyhow::Result<String> {
         .to_owned())
 }
 
-/// The model in the store, asked for with the key of `secret`, and its cache: fields of a
-/// `LlamaModel`'s spec, and of a `LlamaDeployment`'s `model`.
-pub(crate) fn from_store(secret: &str, digest: &str, size: &str) -> Value {
-    json!({
-        "source": {"s3": {
-            "uri": format!("s3://{BUCKET}"),
-            "endpoint": format!("http://{STORE}:{PORT}"),
-            "files": [{"name": MODEL_FILE, "sha256": digest}],
-            "secretRef": {"name": secret},
-        }},
-        "cache": {"claimName": CACHE, "size": size},
-    })
-}
-
-/// One rank with that model.
-pub(crate) fn one_rank(name: &str, model: Value) -> Value {
-    super::deployment(name, |object| {
-        let spec = &mut object["spec"];
-        spec["model"] = model;
-        spec["parallelism"] = json!({"tensor": 1});
-        spec["resources"] = json!({"accelerator": "Cpu", "cpu": "100m", "memory": "600Mi"});
-    })
-}
-
-/// What the fetching container of `name`'s first pod said.
-pub(crate) async fn fetched(place: &Place, name: &str) -> anyhow::Result<String> {
-    let pod = format!("{name}-0-0");
-    place
-        .kubectl(["logs", &pod, "--container", "fetch-model"])
-        .await
+/// An empty folder that pods may write to, without what an earlier run left.
+pub(crate) fn empty_cache(folder: &Path) -> anyhow::Result<()> {
+    let _ = std::fs::remove_dir_all(folder);
+    std::fs::create_dir_all(folder)?;
+    chown(folder, Some(WORKER_USER), Some(WORKER_USER))?;
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o770))?;
+    Ok(())
 }
