@@ -15,6 +15,9 @@ NAME=llama-e2e
 # What ran and what did not is told here too; the caller of several runs gives one file.
 SUMMARY=${LLAMA_TEST_SUMMARY:-$TARGET/test-summary.txt}
 END_TO_END='package(llama-e2e) and kind(test)'
+# Those for which it gets several nodes, and how many.
+SEVERAL='binary(several)'
+NODES=3
 
 note() { printf '%s\n' "$*" | tee -a "$SUMMARY"; }
 
@@ -60,15 +63,30 @@ end_to_end() {
     e2e/images.sh
     trap '"$LLAMA_CLUSTER" --name "$NAME" down' EXIT
     "$LLAMA_CLUSTER" --name "$NAME" up
-    "$LLAMA_CLUSTER" --name "$NAME" load-image "$IMAGES"/{operator,worker,smollm2-135m-instruct}.tar
+    load_images operator worker smollm2-135m-instruct
     [ -x "$CACHE/openai/bin/python" ] || {
         rm -rf "$CACHE/openai"
         python3 -m venv "$CACHE/openai"
         "$CACHE/openai/bin/pip" install -q openai==3.54.0
     }
     LLAMA_E2E_CLUSTER=$NAME LLAMA_E2E_OPENAI_PYTHON=$CACHE/openai/bin/python \
-        cargo nextest run --locked --workspace -E "$END_TO_END"
+        cargo nextest run --locked --workspace -E "$END_TO_END and not $SEVERAL"
     note "ran      end-to-end tests on a cluster of their own"
+    if [ -n "${LLAMA_CLUSTER_KUBECONFIG:-}" ]; then
+        note "skipped  end-to-end tests of several nodes: they are for a cluster of their own"
+        return
+    fi
+    # One after the other: the machine has to do with one cluster at a time.
+    "$LLAMA_CLUSTER" --name "$NAME" down
+    "$LLAMA_CLUSTER" --name "$NAME" up --nodes "$NODES"
+    load_images operator worker
+    LLAMA_E2E_CLUSTER=$NAME cargo nextest run --locked --workspace -E "$END_TO_END and $SEVERAL"
+    note "ran      end-to-end tests on $NODES nodes"
+}
+
+load_images() { # name…
+    local archives=("${@/#/$IMAGES/}")
+    "$LLAMA_CLUSTER" --name "$NAME" load-image "${archives[@]/%/.tar}"
 }
 
 mkdir -p "$(dirname "$SUMMARY")"
