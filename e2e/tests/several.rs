@@ -28,7 +28,6 @@ use support::{
 
 /// How many deployments of one model there are.
 const COUNT_VARIABLE: &str = "LLAMA_TEST_DEPLOYMENTS";
-const USUAL_COUNT: u32 = 6;
 const MOST: u32 = 300;
 /// Thousandths of a CPU that a pod asks for while it fetches a model, and that is left for
 /// the operator and the store.
@@ -111,21 +110,26 @@ fn tiny(name: &str, digest: &str, change: impl FnOnce(&mut Value)) -> Value {
     })
 }
 
-fn wanted_count() -> anyhow::Result<u32> {
+/// Two a node or more, or every one would fetch the model.
+fn wanted_count(nodes: usize) -> anyhow::Result<u32> {
+    let least = 2 * u32::try_from(nodes)?;
     let Ok(text) = std::env::var(COUNT_VARIABLE) else {
-        return Ok(USUAL_COUNT);
+        return Ok(least);
     };
-    let count = text.parse().ok().filter(|count| (3..=MOST).contains(count));
-    count.with_context(|| format!("{COUNT_VARIABLE}={text}: expected 3 to {MOST}"))
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (least..=MOST).contains(count));
+    count.with_context(|| format!("{COUNT_VARIABLE}={text}: expected {least} to {MOST}"))
 }
 
 #[tokio::test]
 async fn many_deployments_fetch_a_model_once_a_node() -> anyhow::Result<()> {
-    let count = wanted_count()?;
     let Some((place, digest)) = several_nodes("e2e-several").await? else {
         return Ok(());
     };
     let nodes = &place.cluster.nodes;
+    let count = wanted_count(nodes.len())?;
     let node = place.get(["node", &nodes[0].name]).await?;
     let each =
         thousandths(&node["status"]["allocatable"]["cpu"])?.saturating_sub(OTHERS) / FETCHING;
