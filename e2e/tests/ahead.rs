@@ -5,7 +5,8 @@ mod support;
 use anyhow::{Context as _, ensure};
 use llama_e2e::wait::Look;
 use serde_json::{Value, json};
-use support::store::{STORE, digest, fetched, from_store, make_cache, one_rank, start_store};
+use support::store::STORE;
+use support::supplied::{digest, fetched, from_store, make_cache, one_rank, start_store};
 use support::{MODEL_FILE, Place, READY_WITHIN, condition, place};
 
 fn model(name: &str, digest: &str) -> Value {

@@ -6,12 +6,13 @@ mod support;
 use anyhow::ensure;
 use llama_e2e::wait::Look;
 use serde_json::{Value, json};
-use support::store::{self, STORE, digest, fetched, make_cache, start_store};
+use support::store::STORE;
+use support::supplied::{self, digest, fetched, make_cache, start_store};
 use support::{MODEL_FILE, Place, SAID_WITHIN, condition, place};
 
 /// One rank with the model from the store, asked for with the key of `secret`.
 fn from_store(name: &str, secret: &str, digest: &str, size: &str) -> Value {
-    store::one_rank(name, store::from_store(secret, digest, size))
+    supplied::one_rank(name, supplied::from_store(secret, digest, size))
 }
 
 /// Waits until the operator says all of `words` about `name`.

@@ -7,6 +7,7 @@ pub(crate) mod births;
 pub(crate) mod clients;
 pub(crate) mod small;
 pub(crate) mod store;
+pub(crate) mod supplied;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
