@@ -18,7 +18,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test unit e2e check-cuda lint fuzz fmt generate images toolchain \
+.PHONY: help demo demo-down test unit e2e e2e-long check-cuda lint fuzz fmt generate images toolchain \
 	kubectl-llama clients bench-worker bench-perplexity bench-load bench-memory bench-prefix \
 	bench-serve bench-operator
 
@@ -40,6 +40,9 @@ unit: ## Tests that need no cluster
 
 e2e: ## End-to-end tests on a local cluster (root on Linux, or Docker with kind)
 	@e2e/run-tests.sh e2e
+
+e2e-long: ## The same tests where time matters, longer: 50 tries, 10 min at rest, 2,000-token answers, 200 deployments
+	@e2e/run-tests.sh long
 
 check-cuda: ## Compile and link the worker with CUDA and NCCL; runs on machines without a GPU
 	@e2e/toolchain.sh cuda

@@ -4,6 +4,7 @@
 #   run-tests.sh unit         everything that needs no cluster
 #   run-tests.sh e2e          the end-to-end tests, on a cluster of their own
 #   run-tests.sh unit e2e     both
+#   run-tests.sh long         those where time matters, longer
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +19,8 @@ END_TO_END='package(llama-e2e) and kind(test)'
 # Those for which it gets several nodes, and how many.
 SEVERAL='binary(several)'
 NODES=3
+# Which of the others run.
+CHOSEN='all()'
 
 note() { printf '%s\n' "$*" | tee -a "$SUMMARY"; }
 
@@ -70,7 +73,7 @@ end_to_end() {
         "$CACHE/openai/bin/pip" install -q openai==3.54.0
     }
     LLAMA_E2E_CLUSTER=$NAME LLAMA_E2E_OPENAI_PYTHON=$CACHE/openai/bin/python \
-        cargo nextest run --locked --workspace -E "$END_TO_END and not $SEVERAL"
+        cargo nextest run --locked --workspace "$@" -E "$END_TO_END and $CHOSEN and not $SEVERAL"
     note "ran      end-to-end tests on a cluster of their own"
     if [ -n "${LLAMA_CLUSTER_KUBECONFIG:-}" ]; then
         note "skipped  end-to-end tests of several nodes: they are for a cluster of their own"
@@ -80,7 +83,8 @@ end_to_end() {
     "$LLAMA_CLUSTER" --name "$NAME" down
     "$LLAMA_CLUSTER" --name "$NAME" up --nodes "$NODES"
     load_images operator worker
-    LLAMA_E2E_CLUSTER=$NAME cargo nextest run --locked --workspace -E "$END_TO_END and $SEVERAL"
+    LLAMA_E2E_CLUSTER=$NAME cargo nextest run --locked --workspace "$@" \
+        -E "$END_TO_END and $SEVERAL"
     note "ran      end-to-end tests on $NODES nodes"
 }
 
@@ -89,14 +93,25 @@ load_images() { # name…
     "$LLAMA_CLUSTER" --name "$NAME" load-image "${archives[@]/%/.tar}"
 }
 
+long() {
+    components
+    LLAMA_TEST_TRIES=50 cargo nextest run --locked --workspace --profile long \
+        -E 'package(llama-operator) and test(two_groups_that_want_most_gpus)'
+    note "ran      50 times two groups that want most GPUs"
+    export LLAMA_TEST_REST_SECONDS=600 LLAMA_TEST_ANSWER_TOKENS=2000 LLAMA_TEST_DEPLOYMENTS=200
+    CHOSEN='(binary(resting) or binary(rollout))'
+    end_to_end --profile long
+}
+
 mkdir -p "$(dirname "$SUMMARY")"
 [ -n "${LLAMA_TEST_SUMMARY:-}" ] || : >"$SUMMARY"
 for stage in "$@"; do
     case $stage in
     unit) unit ;;
     e2e) end_to_end ;;
+    long) long ;;
     *)
-        echo "run-tests.sh: say unit, e2e or both" >&2
+        echo "run-tests.sh: say unit, e2e, both or long" >&2
         exit 1
         ;;
     esac

@@ -9,10 +9,12 @@ use anyhow::{Context as _, ensure};
 use llama_e2e::wait::Look;
 use serde_json::{Value, json};
 use support::small::{NAME, small};
-use support::{CHILDREN, Place, SAID_WITHIN, place};
+use support::{CHILDREN, Place, SAID_WITHIN, number_from, place};
 
-/// How long nothing may be written.
-const REST: Duration = Duration::from_mins(1);
+/// Seconds in which nothing may be written, unless the variable says otherwise.
+const REST_SECONDS: u32 = 60;
+const MOST_REST_SECONDS: u32 = 3600;
+const REST_VARIABLE: &str = "LLAMA_TEST_REST_SECONDS";
 /// What the operator writes.
 const WRITTEN: [&str; 6] = [
     "llamadeployments",
@@ -65,7 +67,8 @@ async fn at_rest_nothing_is_written_and_foreign_edits_are_undone_once() -> anyho
         .await?;
 
     let (before, requests) = (versions(&place).await?, writes(&place).await?);
-    tokio::time::sleep(REST).await;
+    let rest = number_from(REST_VARIABLE, REST_SECONDS, MOST_REST_SECONDS)?;
+    tokio::time::sleep(Duration::from_secs(rest.into())).await;
     let (after, later) = (versions(&place).await?, writes(&place).await?);
     ensure!(before.len() > WRITTEN.len(), "{before:?}");
     ensure!(before == after, "{before:?} became {after:?}");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde_json::{Value, json};
+use support::clients::{answer_tokens, answer_within};
 use support::small::{NAME, small, with_room_for};
 use support::{Place, READY_WITHIN, condition, place};
 
@@ -51,14 +52,20 @@ async fn with_much_room_new_groups_start_first_and_fewer_groups_cut_nothing() ->
 
     let clients = place.clients(NAME, CLIENTS).await?;
     place.kubectl(["scale", "ld", NAME, "--replicas=1"]).await?;
-    place.wait_ready(NAME, 1).await?;
+    let within = READY_WITHIN + drain_within()?;
+    place.wait_ready_within(NAME, 1, within).await?;
     clients.end().await?;
     place.remove_namespace().await
 }
 
 /// Rolls groups, changed by `change`, to the next revision while clients ask.
 async fn roll(place: &Place, change: impl Fn(&mut Value)) -> anyhow::Result<Seen> {
-    place.apply(small(GROUPS, &change)).await?;
+    let drain = format!("{}s", drain_within()?.as_secs());
+    let change = |object: &mut Value| {
+        change(object);
+        object["spec"]["drain"] = json!({"timeout": drain});
+    };
+    place.apply(small(GROUPS, change)).await?;
     place.wait_ready(NAME, GROUPS.into()).await?;
     let clients = place.clients(NAME, CLIENTS).await?;
     place
@@ -70,6 +77,11 @@ async fn roll(place: &Place, change: impl Fn(&mut Value)) -> anyhow::Result<Seen
     let seen = watch(place).await?;
     clients.end().await?;
     Ok(seen)
+}
+
+/// How long a group may take to finish its answers.
+fn drain_within() -> anyhow::Result<Duration> {
+    Ok(answer_within(answer_tokens()?))
 }
 
 /// What was seen of a rollout.
@@ -90,7 +102,8 @@ async fn watch(place: &Place) -> anyhow::Result<Seen> {
         messages: Vec::new(),
         least: GROUPS.into(),
     };
-    let deadline = Instant::now() + READY_WITHIN;
+    // Each group that ends finishes its answers first.
+    let deadline = Instant::now() + READY_WITHIN + GROUPS * drain_within()?;
     loop {
         let object = place.get(["ld", NAME]).await?;
         let status = &object["status"];

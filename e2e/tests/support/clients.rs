@@ -10,19 +10,35 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
-use super::{Place, repository};
+use super::{Place, number_from, repository};
 
-/// Tokens of each answer: some seconds of work, so that every change meets answers that
-/// are under way.
+/// Tokens of each answer, unless the variable says otherwise: some seconds of work, so that
+/// every change meets answers that are under way.
 const TOKENS: u32 = 200;
+const TOKENS_VARIABLE: &str = "LLAMA_TEST_ANSWER_TOKENS";
+/// The context of 2,048 has room for the question besides.
+const MOST_TOKENS: u32 = 2000;
+/// What a token may take where all clients are answered at once by one small group.
+const TOKEN_WITHIN: Duration = Duration::from_millis(300);
 /// How long clients may take to read the beginning of an answer, or what is under way to
 /// its end.
-const ANSWERS_WITHIN: Duration = Duration::from_mins(2);
+const ANSWERS_WITHIN: Duration = Duration::from_mins(1);
 const PROXY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Tokens of each answer of the clients.
+pub(crate) fn answer_tokens() -> anyhow::Result<u32> {
+    number_from(TOKENS_VARIABLE, TOKENS, MOST_TOKENS)
+}
+
+/// How long an answer may take.
+pub(crate) fn answer_within(tokens: u32) -> Duration {
+    ANSWERS_WITHIN + tokens * TOKEN_WITHIN
+}
 
 /// Clients that ask until they are told to end.
 pub(crate) struct Clients {
     child: Child,
+    tokens: u32,
     lines: Lines<BufReader<ChildStdout>>,
     _proxy: Option<Proxy>,
 }
@@ -56,9 +72,10 @@ impl Place {
                 (Command::new("python3"), proxy.url.clone(), Some(proxy))
             }
         };
+        let tokens = answer_tokens()?;
         let mut child = command
             .arg(repository().canonicalize()?.join("e2e/clients/streams.py"))
-            .args([&url, name, &TOKENS.to_string(), &count.to_string()])
+            .args([&url, name, &tokens.to_string(), &count.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -68,6 +85,7 @@ impl Place {
         let lines = BufReader::new(child.stdout.take().context("its output")?).lines();
         let mut clients = Clients {
             child,
+            tokens,
             lines,
             _proxy: proxy,
         };
@@ -104,7 +122,7 @@ impl Place {
 
 impl Clients {
     async fn line(&mut self) -> anyhow::Result<Value> {
-        let line = tokio::time::timeout(ANSWERS_WITHIN, self.lines.next_line())
+        let line = tokio::time::timeout(answer_within(self.tokens), self.lines.next_line())
             .await
             .context("streams.py says nothing")??;
         let Some(line) = line else {
@@ -127,7 +145,7 @@ impl Clients {
         let answers = said["answers"].as_u64().context("a number")?;
         ensure!(said["wrong"] == serde_json::json!([]), "{said}");
         ensure!(answers > 0, "nobody was answered");
-        eprintln!("{answers} answers of {TOKENS} tokens, all whole");
+        eprintln!("{answers} answers of {} tokens, all whole", self.tokens);
         Ok(answers)
     }
 }

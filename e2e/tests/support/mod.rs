@@ -45,6 +45,18 @@ pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// The number that the environment variable `name` holds, 1 to `most`, or `usual`.
+pub(crate) fn number_from(name: &str, usual: u32, most: u32) -> anyhow::Result<u32> {
+    let Ok(text) = std::env::var(name) else {
+        return Ok(usual);
+    };
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number| (1..=most).contains(number));
+    number.with_context(|| format!("{name}={text}: expected 1 to {most}"))
+}
+
 /// A namespace of the cluster for one test.
 pub(crate) struct Place {
     pub(crate) cluster: Cluster,
@@ -185,10 +197,20 @@ impl Place {
 
     /// Waits until `groups` groups of `name` serve.
     pub(crate) async fn wait_ready(&self, name: &str, groups: i64) -> anyhow::Result<Value> {
+        self.wait_ready_within(name, groups, READY_WITHIN).await
+    }
+
+    /// The same within another time.
+    pub(crate) async fn wait_ready_within(
+        &self,
+        name: &str,
+        groups: i64,
+        within: Duration,
+    ) -> anyhow::Result<Value> {
         self.wait_for(
             name,
             &format!("{groups} ready groups of {name}"),
-            READY_WITHIN,
+            within,
             |object| {
                 object["status"]["observedGeneration"] == object["metadata"]["generation"]
                     && object["status"]["readyReplicas"] == groups
