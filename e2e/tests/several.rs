@@ -1,8 +1,7 @@
 //! Three real nodes or more: a model is fetched once a node however many deployments serve it, a
 //! group runs over two nodes, and the loss of one of them is one recreation.
 //!
-//! `LLAMA_TEST_DEPLOYMENTS` says how many deployments of one model there are at once. A node
-//! of two CPUs has room for 38 of them.
+//! `LLAMA_TEST_DEPLOYMENTS` says how many deployments of one model there are at once.
 
 mod support;
 
@@ -29,9 +28,9 @@ use support::{
 /// How many deployments of one model there are.
 const COUNT_VARIABLE: &str = "LLAMA_TEST_DEPLOYMENTS";
 const MOST: u32 = 300;
-/// Thousandths of a CPU that a pod asks for while it fetches a model, and that is left for
-/// the operator and the store.
-const FETCHING: u64 = 50;
+/// Thousandths of a CPU that a pod asks for, and that are left for the operator and the
+/// store.
+const ASKED: u64 = 5;
 const OTHERS: u64 = 100;
 const NODES: usize = 3;
 const FILE: &str = "tiny.gguf";
@@ -102,7 +101,8 @@ fn tiny(name: &str, digest: &str, change: impl FnOnce(&mut Value)) -> Value {
         let spec = &mut object["spec"];
         spec["model"] = store::model(FILE, digest, store::STORE, "64Mi");
         spec["parallelism"] = json!({"tensor": 1});
-        spec["resources"] = json!({"accelerator": "Cpu", "cpu": "5m", "memory": "96Mi"});
+        spec["resources"] =
+            json!({"accelerator": "Cpu", "cpu": format!("{ASKED}m"), "memory": "96Mi"});
         spec["context"] = json!({"maxTokens": 128});
         // Otherwise a pod would read the model's headers from the store.
         spec["planPolicy"] = json!("Disabled");
@@ -131,8 +131,7 @@ async fn many_deployments_fetch_a_model_once_a_node() -> anyhow::Result<()> {
     let nodes = &place.cluster.nodes;
     let count = wanted_count(nodes.len())?;
     let node = place.get(["node", &nodes[0].name]).await?;
-    let each =
-        thousandths(&node["status"]["allocatable"]["cpu"])?.saturating_sub(OTHERS) / FETCHING;
+    let each = thousandths(&node["status"]["allocatable"]["cpu"])?.saturating_sub(OTHERS) / ASKED;
     ensure!(
         u64::from(count).div_ceil(nodes.len().try_into()?) <= each,
         "a node has room for {each} deployments; {count} need more than {} nodes",

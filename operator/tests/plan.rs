@@ -239,3 +239,19 @@ fn the_revision_follows_what_pods_are_made_from() {
         assert_ne!(revision(&other), base, "{other}");
     }
 }
+
+#[test]
+fn what_fetches_asks_for_no_more_than_what_serves() {
+    for (cpu, asked) in [("5m", "5m"), ("2", "50m")] {
+        let made = made_from(&json!({
+            "model": {"source": {"pvc": null, "image": {"reference": "m:1", "path": "/m.gguf"}}},
+            "resources": {"cpu": cpu},
+        }));
+        let steps = made["pods"][0]["spec"]["initContainers"].as_array();
+        let steps = steps.expect("steps");
+        assert_eq!(steps.len(), 2);
+        for step in steps {
+            assert_eq!(step["resources"]["requests"]["cpu"], asked, "{step}");
+        }
+    }
+}

@@ -24,7 +24,12 @@ pub(crate) fn pod(model: &ValidModel, settings: &WorkerSettings, node: Option<&s
     let mut labels = labels::fetching(&model.name);
     labels.insert(labels::REVISION.to_owned(), model.revision.clone());
     let source = Source::Fetched(Box::new(model.fetched.clone()));
-    let fetch = model::init_containers(&source, settings, Extent::Whole, FETCHING_MEMORY);
+    let fetch = model::init_containers(
+        &source,
+        settings,
+        Extent::Whole,
+        (model::CPU, FETCHING_MEMORY),
+    );
     Pod {
         metadata: ObjectMeta {
             name: Some(names::fetch(&model.name, model.entry_of(node))),

@@ -16,6 +16,8 @@ use crate::{labels, names};
 
 /// The container that reads the headers.
 pub const INSPECT_CONTAINER: &str = "inspect";
+/// CPU that the pod asks for.
+const INSPECTION_CPU: &str = "100m";
 /// Memory limit of every container of the pod.
 pub const INSPECTION_MEMORY: &str = "256Mi";
 /// Room for the heads of a model's files.
@@ -66,7 +68,7 @@ pub(crate) fn pod(
                 &deployment.source,
                 settings,
                 Extent::Heads,
-                INSPECTION_MEMORY,
+                (INSPECTION_CPU, INSPECTION_MEMORY),
             ),
             containers: vec![container(deployment, settings, memory)],
             volumes: Some(model::volumes(
@@ -111,7 +113,7 @@ fn container(
         args: Some(args),
         resources: Some(ResourceRequirements {
             requests: Some(BTreeMap::from([
-                ("cpu".to_owned(), quantity("100m")),
+                ("cpu".to_owned(), quantity(INSPECTION_CPU)),
                 ("memory".to_owned(), quantity("64Mi")),
             ])),
             limits: Some(BTreeMap::from([(

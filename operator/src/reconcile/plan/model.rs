@@ -17,12 +17,16 @@ use llama_crds::v1alpha1::{ImagePullPolicy, KeyReference};
 
 use super::WorkerSettings;
 use super::pod::{container_security, mount};
+use crate::reconcile::quantity;
 use crate::reconcile::source::{Cache, Fetched, Source};
 
 /// The init container that provides the program which the next one runs.
 pub const INSTALL_CONTAINER: &str = "install-model-copy";
 /// The init container that copies the model out of its image, or fetches it.
 pub const FETCH_CONTAINER: &str = "fetch-model";
+
+/// CPU that a step asks for.
+pub(super) const CPU: &str = "50m";
 
 const MODEL_VOLUME: &str = "model";
 const TOOLS_VOLUME: &str = "tools";
@@ -108,14 +112,14 @@ pub(super) fn volumes(source: &Source, extent: Extent, room: Option<&str>) -> Ve
     }
 }
 
-/// The steps that bring the model into the pod. `memory` is the main container's limit,
-/// which costs nothing since they never run together: where the volume is in memory, what
-/// is copied counts against it.
+/// The steps that bring the model into the pod. They never run beside the main container,
+/// which asks for `cpu` and may use `memory`, so asking for no more costs nothing: where the
+/// volume is in memory, what is copied counts against the limit.
 pub(super) fn init_containers(
     source: &Source,
     settings: &WorkerSettings,
     extent: Extent,
-    memory: &str,
+    (cpu, memory): (&str, &str),
 ) -> Option<Vec<Container>> {
     match source {
         Source::Claim { .. } => None,
@@ -125,14 +129,14 @@ pub(super) fn init_containers(
             pull_policy,
         } => {
             let install = Container {
-                resources: Some(resources(memory)),
+                resources: Some(resources(cpu, memory)),
                 ..install(settings)
             };
             let copy = Container {
                 image: Some(reference.clone()),
                 image_pull_policy: pull_policy
                     .map(|policy: ImagePullPolicy| policy.as_str().to_owned()),
-                resources: Some(resources(memory)),
+                resources: Some(resources(cpu, memory)),
                 ..copy(path, extent)
             };
             Some(vec![install, copy])
@@ -140,7 +144,7 @@ pub(super) fn init_containers(
         Source::Fetched(fetched) => Some(vec![Container {
             image: Some(settings.image.clone()),
             image_pull_policy: settings.pull_policy.clone(),
-            resources: Some(resources(memory)),
+            resources: Some(resources(cpu, memory)),
             ..fetch(fetched, extent)
         }]),
     }
@@ -251,15 +255,16 @@ fn step() -> Container {
     }
 }
 
-/// Asks for little.
-fn resources(memory: &str) -> ResourceRequirements {
-    let quantity = |text: &str| Quantity(text.to_owned());
+/// Asks for little, and not for more than the main container.
+fn resources(cpu: &str, memory: &str) -> ResourceRequirements {
+    let of = |text: &str| Quantity(text.to_owned());
+    let is_less = quantity::thousandths(cpu) < quantity::thousandths(CPU);
     ResourceRequirements {
         requests: Some(BTreeMap::from([
-            ("cpu".to_owned(), quantity("50m")),
-            ("memory".to_owned(), quantity("32Mi")),
+            ("cpu".to_owned(), of(if is_less { cpu } else { CPU })),
+            ("memory".to_owned(), of("32Mi")),
         ])),
-        limits: Some(BTreeMap::from([("memory".to_owned(), quantity(memory))])),
+        limits: Some(BTreeMap::from([("memory".to_owned(), of(memory))])),
         ..ResourceRequirements::default()
     }
 }

@@ -93,7 +93,7 @@ pub(super) fn pod(
                 &deployment.source,
                 settings,
                 Extent::Whole,
-                &deployment.memory,
+                (&deployment.cpu, &deployment.memory),
             ),
             containers: vec![worker(deployment, settings, place)],
             volumes: Some(volumes(deployment)),
