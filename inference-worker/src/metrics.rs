@@ -2,10 +2,12 @@
 //! this field already know begin with `vllm:` and mean what they mean there.
 
 mod engine;
+mod lately;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use llama_contract::AnswersReport;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -15,7 +17,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 
 use self::engine::EngineMetrics;
+use self::lately::Lately;
 use crate::engine::EngineStats;
+use crate::openai::ApiError;
 use crate::scheduler::Finish;
 
 /// Content type of [`Metrics::render`].
@@ -62,6 +66,7 @@ pub struct Metrics {
     whole_answer: Histogram,
     heartbeat_age: Family<RankLabels, Gauge<f64, std::sync::atomic::AtomicU64>>,
     rank_step: Family<RankLabels, Gauge>,
+    lately: Lately,
 }
 
 impl Metrics {
@@ -73,6 +78,7 @@ impl Metrics {
         let histogram = |buckets: &[f64]| Histogram::new(buckets.iter().copied());
         Self {
             rendering: Mutex::new(()),
+            lately: Lately::default(),
             engine: EngineMetrics::register(labelled),
             prompt_tokens: add(
                 labelled,
@@ -170,9 +176,25 @@ impl Metrics {
         histogram.observe(since.as_secs_f64());
     }
 
-    /// An answer is complete, `since` its request.
-    pub(crate) fn finished(&self, reason: Finish, since: Duration) {
+    /// An answer is complete, `since` its request. Its first token came `first_token` after
+    /// the request, and the others each `between` after the one before, on average.
+    pub(crate) fn finished(
+        &self,
+        reason: Finish,
+        since: Duration,
+        first_token: Option<Duration>,
+        between: Option<Duration>,
+    ) {
         let finished_reason = reason.as_str();
+        self.lately.note(|answers| {
+            answers.finished = answers.finished.saturating_add(1);
+            if let Some(time) = first_token {
+                answers.first_token.observe(time);
+            }
+            if let Some(time) = between {
+                answers.between_tokens.observe(time);
+            }
+        });
         self.success
             .get_or_create(&FinishLabels { finished_reason })
             .inc();
@@ -180,8 +202,18 @@ impl Metrics {
     }
 
     /// A request was answered with an error.
-    pub(crate) fn refused(&self, status: u16) {
+    pub(crate) fn refused(&self, error: &ApiError) {
+        let status = error.status;
+        if error.is_fault() {
+            self.lately
+                .note(|answers| answers.failed = answers.failed.saturating_add(1));
+        }
         self.refused.get_or_create(&StatusLabels { status }).inc();
+    }
+
+    /// How the answers did that ended `within` this time.
+    pub fn answers(&self, within: Duration) -> AnswersReport {
+        self.lately.within(within)
     }
 
     /// A rank of this pod was looked at.
@@ -217,7 +249,7 @@ mod tests {
         metrics.prompt(3);
         metrics.token(true, Duration::from_millis(20));
         metrics.token(false, Duration::from_millis(10));
-        metrics.finished(Finish::Stop, Duration::from_millis(40));
+        metrics.finished(Finish::Stop, Duration::from_millis(40), None, None);
         metrics.rank(1, Duration::from_millis(50), 9);
         let stats = EngineStats {
             running: 2,

@@ -279,3 +279,35 @@ fn a_service_of_somebody_else_is_left_alone() {
         assert_eq!(result.is_ok(), good, "{result:?}");
     }
 }
+
+#[test]
+fn how_answers_are_compared_is_read() {
+    let with = |limits: Value| json!({"rollout": {"rollbackOn": limits}});
+    let valid = valid_with(&with(json!({"errorRatePercent": 0})));
+    let limits = valid.change.rollout.answers.expect("set");
+    assert_eq!(
+        (limits.failed_percent, limits.slower_percent),
+        (Some(0), None)
+    );
+    assert_eq!(
+        valid.answers_within(),
+        Some(std::time::Duration::from_mins(10))
+    );
+    assert_eq!(valid_with(&json!({})).answers_within(), None);
+    for (limits, words) in [
+        (
+            json!({"errorRatePercent": 101}),
+            "errorRatePercent is 101 and must be 0 to 100",
+        ),
+        (json!({"latencyRegressionPercent": 0}), "must be 1 to 1000"),
+        (json!({"errorRatePercent": 1, "window": "59s"}), "1m to 1h"),
+        (json!({"errorRatePercent": 1, "window": "61m"}), "1m to 1h"),
+        (
+            json!({"errorRatePercent": 1, "window": "soon"}),
+            "spec.rollout.rollbackOn.window",
+        ),
+    ] {
+        let error = refused_with(&with(limits)).to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}

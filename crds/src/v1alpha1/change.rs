@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::comparison::RollbackOn;
 use super::duration::Duration;
 
 /// Most groups that may be kept on the old revision.
@@ -43,6 +44,11 @@ pub struct Rollout {
     /// What becomes of groups that moved already when the new revision fails.
     #[serde(default)]
     pub on_failure: OnRolloutFailure,
+
+    /// Give the new revision up as well when it serves and answers worse than the old one.
+    /// Answers are not compared when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback_on: Option<RollbackOn>,
 }
 
 impl Default for Rollout {
@@ -54,6 +60,7 @@ impl Default for Rollout {
             paused: false,
             progress_deadline: Duration::rollout(),
             on_failure: OnRolloutFailure::default(),
+            rollback_on: None,
         }
     }
 }

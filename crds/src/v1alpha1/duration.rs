@@ -59,7 +59,7 @@ impl Duration {
         Self::of("45m")
     }
 
-    pub(super) fn gang() -> Self {
+    pub(super) fn ten_minutes() -> Self {
         Self::of("10m")
     }
 }

@@ -12,6 +12,7 @@
 
 mod adapters;
 mod change;
+mod comparison;
 mod duration;
 mod llama_model;
 mod model;
@@ -24,6 +25,7 @@ pub use change::{
     Drain, FailurePolicy, GroupRestart, MAX_RESTARTS, OnRolloutFailure, Preflight, Restart,
     Rollout, RolloutStrategy, SelfTestPolicy,
 };
+pub use comparison::{RevisionComparison, RevisionFigures, RollbackOn, TimeFigures};
 pub use duration::Duration;
 pub use llama_model::{
     ANY_NODE, Copies, LlamaModel, LlamaModelSpec, LlamaModelStatus, MAX_CONCURRENT_FETCHES,

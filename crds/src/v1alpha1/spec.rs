@@ -384,7 +384,7 @@ pub struct Topology {
 pub struct Gang {
     /// Time that the pods of a group get to reach the nodes chosen for them; then the
     /// nodes are given back and others are chosen.
-    #[serde(default = "Duration::gang")]
+    #[serde(default = "Duration::ten_minutes")]
     #[schemars(schema_with = "crate::schema::duration")]
     pub timeout: Duration,
 }
@@ -392,7 +392,7 @@ pub struct Gang {
 impl Default for Gang {
     fn default() -> Self {
         Self {
-            timeout: Duration::gang(),
+            timeout: Duration::ten_minutes(),
         }
     }
 }

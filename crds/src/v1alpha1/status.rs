@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::adapters::AdapterStatus;
 use super::change::RolloutStrategy;
+use super::comparison::RevisionComparison;
 use super::{DeploymentPlan, FailedInspection};
 
 /// Most entries of `status.groups`: it bounds the size of the object.
@@ -269,6 +270,10 @@ pub struct RolloutStatus {
     /// Why the revision was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<RolloutFailure>,
+
+    /// How the answers of the two revisions compare, with spec.rollout.rollbackOn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<RevisionComparison>,
 }
 
 /// Why a revision was given up.
@@ -498,6 +503,10 @@ reasons! {
     RolledBack,
     /// A group of the new revision did not serve in time.
     ProgressDeadlineExceeded,
+    /// More answers of the new revision failed than spec.rollout.rollbackOn allows.
+    ErrorRateExceeded,
+    /// Answers of the new revision took longer than spec.rollout.rollbackOn allows.
+    LatencyRegression,
     /// The operator was asked to leave the object alone.
     Paused,
     /// Objects of the operator's that nobody owned belong to the LlamaDeployment again.

@@ -7,6 +7,7 @@
 //! group exists, [`InspectArgs`] and [`InspectionReport`] tell what a model takes.
 
 pub mod adapters;
+pub mod answers;
 pub mod fetch;
 pub mod inspect;
 pub mod launch;
@@ -16,6 +17,7 @@ pub use adapters::{
     AdapterArgs, AdapterList, AdapterModule, AdapterPhase, AdapterReport, MOST_ADAPTER_RANK,
     MOST_ADAPTERS,
 };
+pub use answers::{ANSWERS_WITHIN, AnswersReport, LONGEST_WINDOW, Spread};
 pub use fetch::{CACHE_LOCK, CACHE_MODEL_FOLDER, FetchArgs, FetchSource, ModelFile, hex};
 pub use inspect::{
     FittingChange, GroupShape, InspectArgs, InspectionReport, MemoryShare, ModelFacts, Room,

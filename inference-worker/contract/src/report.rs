@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::TERMINATION_LOG_LIMIT;
 use crate::adapters::AdapterReport;
+use crate::{AnswersReport, TERMINATION_LOG_LIMIT};
 
 /// Why a group stopped, in words that can be a metric label, a condition
 /// reason and an event reason.
@@ -339,6 +339,9 @@ pub struct StateReport {
     /// The adapters that it was told to have (first pod only).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub adapters: Vec<AdapterReport>,
+    /// How its answers did within the time that was asked about (first pod only).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<AnswersReport>,
     /// Why the group is over, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureReport>,

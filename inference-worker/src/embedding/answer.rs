@@ -80,7 +80,11 @@ pub(super) async fn answer(
             ApiError::unavailable(format!("not computed within {seconds} seconds"))
         })??;
     drop((waiting, place));
-    front.metrics.finished(Finish::Stop, begun.elapsed());
+    let whole = begun.elapsed();
+    // All vectors come at once.
+    front
+        .metrics
+        .finished(Finish::Stop, whole, Some(whole), None);
     let data = vectors.into_iter().enumerate();
     let answer = Answer {
         object: "list",

@@ -128,8 +128,7 @@ impl EmbeddingFront {
 
     fn loaded(&self) -> Result<&Arc<Loaded>, ApiError> {
         self.admission.borrow().check()?;
-        let still = || ApiError::unavailable("the model is still loading");
-        self.loaded.get().ok_or_else(still)
+        self.loaded.get().ok_or_else(ApiError::loading)
     }
 
     fn check_model(&self, asked: &str) -> Result<(), ApiError> {

@@ -27,6 +27,10 @@ const MAX_QUOTED_BYTES: usize = 1024;
 const INVALID_REQUEST: &str = "invalid_request_error";
 /// `type` of errors that time mends.
 const UNAVAILABLE: &str = "service_unavailable";
+/// `code` of answers that this worker does not finish because it was asked to end.
+const SHUTTING_DOWN: &str = "shutting_down";
+/// `code` of requests that came before the model was loaded.
+const LOADING: &str = "model_loading";
 
 impl ApiError {
     fn new(status: u16, kind: &'static str, message: impl Into<String>) -> Self {
@@ -129,6 +133,31 @@ impl ApiError {
         }
     }
 
+    /// 503: this worker was asked to end; the same request can be sent again, and the
+    /// Service has another worker for it or will have one.
+    pub fn shutting_down(what: &str) -> Self {
+        Self {
+            code: Some(SHUTTING_DOWN),
+            ..Self::unavailable(format!(
+                "this worker is shutting down{what}; send the request again"
+            ))
+        }
+    }
+
+    /// 503: the model is not here yet.
+    pub fn loading() -> Self {
+        Self {
+            code: Some(LOADING),
+            ..Self::unavailable("the model is still loading")
+        }
+    }
+
+    /// Whether something went wrong here, and neither at the client nor because this worker
+    /// begins or ends.
+    pub fn is_fault(&self) -> bool {
+        self.status >= 500 && !matches!(self.code, Some(SHUTTING_DOWN | LOADING))
+    }
+
     /// 500: a failure while the answer was computed.
     pub fn failed(message: impl Into<String>, code: &'static str) -> Self {
         Self {
@@ -161,6 +190,20 @@ fn shortened(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neither_clients_nor_beginnings_and_ends_are_faults() {
+        for (error, is_fault) in [
+            (ApiError::invalid("no"), false),
+            (ApiError::overloaded("later"), false),
+            (ApiError::loading(), false),
+            (ApiError::shutting_down(""), false),
+            (ApiError::unavailable("the group failed"), true),
+            (ApiError::failed("no numbers", "generation_failed"), true),
+        ] {
+            assert_eq!(error.is_fault(), is_fault, "{error}");
+        }
+    }
 
     #[test]
     fn what_a_client_sent_comes_back_short() {

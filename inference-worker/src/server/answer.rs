@@ -207,7 +207,7 @@ impl Events {
                 self.tell(&event);
             }
             Some((_, ChoiceEvent::Failed(error))) => {
-                self.front.metrics.refused(error.status);
+                self.front.metrics.refused(&error);
                 self.ready.push_back(data(&error.body()));
                 // Cancels the others.
                 self.choices.clear();

@@ -62,6 +62,8 @@ pub(super) struct Choice {
     /// The field to blame when the prompt is too long.
     prompt_field: &'static str,
     begun: Instant,
+    /// When the first token came, and the last.
+    first_token: Option<Instant>,
     last_token: Instant,
     /// Held until the answer is over.
     _permit: OwnedSemaphorePermit,
@@ -104,6 +106,7 @@ impl Choice {
             metrics: parts.metrics,
             prompt_field: parts.prompt_field,
             begun: parts.begun,
+            first_token: None,
             last_token: parts.begun,
             _permit: parts.permit,
         }
@@ -139,6 +142,7 @@ impl Choice {
                 self.metrics
                     .token(self.tokens == 0, now.duration_since(self.last_token));
                 self.last_token = now;
+                self.first_token.get_or_insert(now);
                 self.tokens += 1;
                 (self.writer.push(token, logprobs), None)
             }
@@ -160,9 +164,7 @@ impl Choice {
             }
             Some(GenerationEvent::GroupFailed(report)) => return Err(group_failed(&report)),
             None => {
-                return Err(ApiError::unavailable(
-                    "this worker is shutting down and did not finish the answer",
-                ));
+                return Err(ApiError::shutting_down(" and did not finish the answer"));
             }
         };
         let Written {
@@ -177,6 +179,21 @@ impl Choice {
         }
         self.read_calls(piece);
         Ok(())
+    }
+
+    /// Counts the answer, which is complete, and how fast it was.
+    fn note_end(&self, reason: Finish) {
+        let first = self.first_token;
+        let gaps = u32::try_from(self.tokens.saturating_sub(1)).unwrap_or(u32::MAX);
+        let between = first
+            .filter(|_| gaps > 0)
+            .map(|first| self.last_token.duration_since(first) / gaps);
+        self.metrics.finished(
+            reason,
+            self.begun.elapsed(),
+            first.map(|first| first.duration_since(self.begun)),
+            between,
+        );
     }
 
     /// The prompt, where it is shown and was not yet.
@@ -241,7 +258,7 @@ impl Stream for Choice {
                 return Poll::Ready(Some((this.index, ChoiceEvent::Piece(piece))));
             }
             if let Some(reason) = this.ending.take() {
-                this.metrics.finished(reason, this.begun.elapsed());
+                this.note_end(reason);
                 let ended = Ended {
                     reason,
                     tokens: this.tokens,

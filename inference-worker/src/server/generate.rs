@@ -212,7 +212,7 @@ fn submit(
             let generation = front.engine.submit(submit).map_err(|error| match error {
                 SubmitError::GroupFailed(report) => group_failed(&report),
                 SubmitError::Busy => ApiError::overloaded(error.to_string()),
-                SubmitError::Closed => ApiError::unavailable(error.to_string()),
+                SubmitError::Closed => ApiError::shutting_down(""),
             })?;
             let tokenizer = Arc::clone(&front.tokenizer);
             let mut shown = request.shown;

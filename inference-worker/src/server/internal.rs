@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use llama_contract::{
-    ADAPTERS_PATH, AdapterList, HEALTH_PATH, LIVE_PATH, METRICS_PATH, STATE_PATH, StateReport,
+    ADAPTERS_PATH, ANSWERS_WITHIN, AdapterList, HEALTH_PATH, LIVE_PATH, METRICS_PATH, STATE_PATH,
+    StateReport,
 };
 
 use super::{AdapterError, Admission};
@@ -20,7 +22,7 @@ use crate::openai::ApiError;
 
 /// Where the internal port's answers come from.
 pub trait Inspect: Send + Sync + fmt::Debug {
-    /// The pod as it is now.
+    /// The pod as it is now, without its answers.
     fn state(&self) -> StateReport;
     /// Whether the pod serves, or can take part in serving.
     fn admission(&self) -> Admission;
@@ -49,8 +51,21 @@ pub fn router(inspect: Arc<dyn Inspect>) -> Router {
         .with_state(inspect)
 }
 
-async fn state(State(inspect): State<Arc<dyn Inspect>>) -> Response {
-    Json(inspect.state()).into_response()
+async fn state(State(inspect): State<Arc<dyn Inspect>>, RawQuery(query): RawQuery) -> Response {
+    let mut state = inspect.state();
+    let asked = query.as_deref().and_then(answers_within);
+    // Clients are answered by the first pod.
+    if let Some(within) = asked.filter(|_| state.node_index == 0) {
+        state.answers = Some(inspect.metrics().answers(within));
+    }
+    Json(state).into_response()
+}
+
+/// The time whose answers a query asks about.
+fn answers_within(query: &str) -> Option<Duration> {
+    let mut parts = query.split('&').filter_map(|part| part.split_once('='));
+    let (_, seconds) = parts.find(|(name, _)| *name == ANSWERS_WITHIN)?;
+    seconds.parse().ok().map(Duration::from_secs)
 }
 
 async fn adapters(

@@ -61,8 +61,8 @@ impl Admission {
     pub fn check(&self) -> Result<(), ApiError> {
         match self {
             Self::Serving => Ok(()),
-            Self::Starting => Err(ApiError::unavailable("the model is still loading")),
-            Self::Draining => Err(ApiError::unavailable("this worker is shutting down")),
+            Self::Starting => Err(ApiError::loading()),
+            Self::Draining => Err(ApiError::shutting_down("")),
             Self::Failed(report) => Err(group_failed(report)),
         }
     }
@@ -245,7 +245,7 @@ pub(crate) async fn version() -> Response {
 /// The answer, or the error as one, which is counted.
 pub(crate) fn counted(metrics: &Metrics, answer: Result<Response, ApiError>) -> Response {
     answer.unwrap_or_else(|error| {
-        metrics.refused(error.status);
+        metrics.refused(&error);
         error.into_response()
     })
 }

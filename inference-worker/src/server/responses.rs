@@ -115,7 +115,7 @@ fn events(growth: Growth) -> impl Stream<Item = Result<Event, Infallible>> {
                 return None;
             }
             if let Err(error) = growth.next().await {
-                growth.front.metrics.refused(error.status);
+                growth.front.metrics.refused(&error);
                 growth.response.fail(&error);
             }
         }

@@ -159,6 +159,7 @@ impl Inspect for EmbeddingState {
             waiting: stats.waiting,
             self_test: None,
             adapters: Vec::new(),
+            answers: None,
             failure: None,
         }
     }

@@ -141,6 +141,7 @@ impl Inspect for PodState {
                 .as_ref()
                 .map(AdapterRack::reports)
                 .unwrap_or_default(),
+            answers: None,
             failure: match &*self.admission.borrow() {
                 Admission::Failed(report) => Some(report.as_ref().clone()),
                 _ => None,

@@ -11,7 +11,7 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use llama_contract::{
-    ADAPTERS_PATH, AdapterList, INTERNAL_PORT, RankMemory, STATE_PATH, StateReport,
+    ADAPTERS_PATH, ANSWERS_WITHIN, AdapterList, INTERNAL_PORT, RankMemory, STATE_PATH, StateReport,
 };
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -81,6 +81,8 @@ pub struct Question {
     pub uid: String,
     /// Its address.
     pub address: IpAddr,
+    /// Of which last time it shall tell how its answers did.
+    pub answers_within: Option<Duration>,
 }
 
 impl States {
@@ -168,7 +170,8 @@ impl States {
     async fn put(&self, question: &Question, blame: u32) {
         let asked = Instant::now();
         let socket = SocketAddr::new(question.address, INTERNAL_PORT);
-        let answer = tokio::time::timeout(ANSWER_WITHIN, fetch(socket)).await;
+        let answer =
+            tokio::time::timeout(ANSWER_WITHIN, fetch(socket, question.answers_within)).await;
         let now = Instant::now();
         let mut told = self.lock();
         told.retain(|_, told| told.asked.elapsed() < FORGOTTEN_AFTER);
@@ -185,6 +188,7 @@ impl States {
                     memory: memory(&report),
                     adapters: report.adapters,
                     answer: report.self_test.map(|test| test.answer),
+                    answers: report.answers,
                     age: Duration::ZERO,
                 };
                 if state.memory.is_some() {
@@ -214,8 +218,12 @@ fn memory(report: &StateReport) -> Option<Vec<RankMemory>> {
 }
 
 /// One `GET` of a worker's state.
-async fn fetch(socket: SocketAddr) -> Result<StateReport, String> {
-    let (_, body) = send(socket, Method::GET, STATE_PATH, Bytes::new()).await?;
+async fn fetch(socket: SocketAddr, within: Option<Duration>) -> Result<StateReport, String> {
+    let path = match within {
+        Some(time) => format!("{STATE_PATH}?{ANSWERS_WITHIN}={}", time.as_secs()),
+        None => STATE_PATH.to_owned(),
+    };
+    let (_, body) = send(socket, Method::GET, &path, Bytes::new()).await?;
     serde_json::from_slice(&body).map_err(|error| error.to_string())
 }
 
@@ -267,13 +275,19 @@ mod tests {
     async fn nothing_stays_open_to_a_worker_that_does_not_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let socket = listener.local_addr().expect("an address");
-        let asked = tokio::spawn(timeout(Duration::from_millis(300), fetch(socket)));
+        let within = Duration::from_mins(10);
+        let asked = tokio::spawn(timeout(
+            Duration::from_millis(300),
+            fetch(socket, Some(within)),
+        ));
         let (mut stream, _) = listener.accept().await.expect("a connection");
         asked.await.expect("ran").expect_err("no answer");
         let mut request = Vec::new();
         let end = timeout(Duration::from_secs(10), stream.read_to_end(&mut request)).await;
         end.expect("the connection has ended")
             .expect("as it should");
+        let line = b"GET /state?answersWithin=600 HTTP/1.1\r\n";
+        assert!(request.starts_with(line), "{request:?}");
     }
 
     #[tokio::test]
@@ -285,6 +299,7 @@ mod tests {
         let question = Question {
             uid: "c".to_owned(),
             address: [127, 0, 0, 1].into(),
+            answers_within: None,
         };
         let places = u32::try_from(AT_ONCE).expect("few");
         let all = states.places.acquire_many(places).await.expect("open");

@@ -74,7 +74,8 @@ pub fn validate(object: &LlamaModel) -> Result<ValidModel, ValidationError> {
         .ok_or_else(|| ValidationError::BadDuration {
             field: "spec.recheckEvery",
             value: spec.recheck_every.0.clone(),
-            most: "720h and at least 1m",
+            least: "1m",
+            most: "720h",
         })?;
     // Plain fields always serialize.
     let text = serde_json::to_string(&fetched).unwrap_or_default();

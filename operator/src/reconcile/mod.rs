@@ -9,6 +9,7 @@ pub mod adopt;
 pub mod apply;
 pub mod bounds;
 pub mod canonical;
+pub mod compare;
 pub(crate) mod condition;
 pub mod failure;
 pub mod fit;
@@ -252,10 +253,11 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     if tell_adapters(&plan, &observed, context) {
         next = next.min(ANSWER_PAUSE);
     }
-    if ask_later(&asked, &observed, context) {
+    let within = deployment.answers_within();
+    if ask_later(&asked, (&observed, within), context) {
         next = next.min(ANSWER_PAUSE);
     }
-    ask_how_far(&plan, &observed, context);
+    ask_how_far(&plan, (&observed, within), context);
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
 }
 
@@ -286,7 +288,7 @@ impl Step<'_> {
             observed.nodes = context.cluster.capacity.nodes();
         }
         if groups::needs_loads(previous, &revision, deployment.wanted_groups()) {
-            ask_leaders(observed, context).await;
+            ask_leaders((observed, deployment.answers_within()), context).await;
             observed.states = observe::states(context, &observed.pods);
         }
         let settings = &context.settings.worker;
@@ -339,8 +341,8 @@ pub(crate) fn is_paused<K: ResourceExt>(object: &K) -> bool {
 }
 
 /// Asks the first pods of groups how busy they are.
-async fn ask_leaders(observed: &Observed, context: &Context) {
-    let questions: Vec<_> = questions(observed, serves).collect();
+async fn ask_leaders(about: About<'_>, context: &Context) {
+    let questions: Vec<_> = questions(about, serves).collect();
     let asked = questions
         .iter()
         .map(|question| context.cluster.states.ask(question));
@@ -348,11 +350,11 @@ async fn ask_leaders(observed: &Observed, context: &Context) {
 }
 
 /// Asks the pods with these UIDs beside the rounds; whether there is one to ask.
-fn ask_later(uids: &[String], observed: &Observed, context: &Arc<Context>) -> bool {
+fn ask_later(uids: &[String], about: About<'_>, context: &Arc<Context>) -> bool {
     let states = &context.cluster.states;
     let worth_it =
         |pod: &PodView<'_>| uids.iter().any(|known| known == pod.uid) && !states.is_silent(pod.uid);
-    let questions: Vec<_> = questions(observed, worth_it).collect();
+    let questions: Vec<_> = questions(about, worth_it).collect();
     let any = !questions.is_empty();
     for question in questions {
         let context = Arc::clone(context);
@@ -379,7 +381,7 @@ fn tell_adapters(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>)
     let orders = adapters::orders(&plan.groups, &plan.templates, observed);
     let any = !orders.is_empty();
     for (uid, list) in orders {
-        for question in questions(observed, |pod| pod.uid == uid) {
+        for question in questions((observed, None), |pod| pod.uid == uid) {
             let (context, list) = (Arc::clone(context), list.clone());
             tokio::spawn(async move { context.cluster.states.tell(&question, &list).await });
         }
@@ -388,12 +390,12 @@ fn tell_adapters(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>)
 }
 
 /// Asks the pods that others wait for how far they are, beside the rounds.
-fn ask_how_far(plan: &plan::Plan, observed: &Observed, context: &Arc<Context>) {
+fn ask_how_far(plan: &plan::Plan, about: About<'_>, context: &Arc<Context>) {
     let asked = |pod: &PodView<'_>| {
         let mut groups = plan.groups.iter();
         groups.any(|group| group.waits_for.as_deref() == Some(pod.uid))
     };
-    for question in questions(observed, asked) {
+    for question in questions(about, asked) {
         let context = Arc::clone(context);
         tokio::spawn(async move { context.cluster.states.ask_early(&question).await });
     }
@@ -404,13 +406,20 @@ fn serves(pod: &PodView<'_>) -> bool {
     pod.node == 0 && pod.phase() == "Running"
 }
 
+/// Whose pods are asked, and of which last time they tell how answers did.
+type About<'a> = (&'a Observed, Option<Duration>);
+
 fn questions(
-    observed: &Observed,
+    (observed, answers_within): About<'_>,
     about: impl Fn(&PodView<'_>) -> bool,
 ) -> impl Iterator<Item = states::Question> {
     observed.pods.iter().filter_map(move |pod| {
         let view = PodView::read(pod)?;
-        about(&view).then(|| question(&view)).flatten()
+        let question = about(&view).then(|| question(&view)).flatten()?;
+        Some(states::Question {
+            answers_within,
+            ..question
+        })
     })
 }
 
@@ -418,7 +427,11 @@ fn questions(
 pub(crate) fn question(pod: &PodView<'_>) -> Option<states::Question> {
     let address = pod.pod.status.pod_ip.as_deref()?.parse().ok()?;
     let uid = pod.uid.to_owned();
-    Some(states::Question { uid, address })
+    Some(states::Question {
+        uid,
+        address,
+        answers_within: None,
+    })
 }
 
 /// An object that this version cannot read, for example one written under another schema.

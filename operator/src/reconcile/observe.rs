@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 use kube::api::ListParams;
 use kube::{Api, Client};
-use llama_contract::{AdapterReport, LoadProgress, RankMemory, WorkerPhase};
+use llama_contract::{AdapterReport, AnswersReport, LoadProgress, RankMemory, WorkerPhase};
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::pods::PodView;
@@ -43,6 +43,8 @@ pub struct PodState {
     pub adapters: Vec<AdapterReport>,
     /// Digest of its golden answer, once it has given one.
     pub answer: Option<String>,
+    /// How its answers did lately, where that was asked.
+    pub answers: Option<AnswersReport>,
     /// How long ago it said so.
     pub age: Duration,
 }

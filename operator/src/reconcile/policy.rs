@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use llama_contract::LONGEST_WINDOW;
 use llama_crds::v1alpha1::{
-    self as api, LlamaDeploymentSpec, MAX_RESTARTS, OnRolloutFailure, Rollout, RolloutStrategy,
+    self as api, LlamaDeploymentSpec, MAX_RESTARTS, OnRolloutFailure, RollbackOn, Rollout,
+    RolloutStrategy,
 };
 
 use super::validate::{ValidationError, in_range};
 use crate::backoff::doubled;
 
-/// Longest time that a field may name.
-const LONGEST: (Duration, &str) = (Duration::from_hours(24), "24h");
+/// Shortest and longest time that a field may name, where it has no bounds of its own.
+const ANY: [(Duration, &str); 2] = [(Duration::ZERO, "0s"), (Duration::from_hours(24), "24h")];
+/// Likewise spec.rollout.rollbackOn.window.
+const WINDOW: [(Duration, &str); 2] = [(Duration::from_mins(1), "1m"), (LONGEST_WINDOW, "1h")];
 
 /// What happens when things change or fail. None of it is part of a revision: a change
 /// needs no new pods.
@@ -43,6 +47,19 @@ pub struct RolloutPolicy {
     pub progress_deadline: Duration,
     /// Whether groups go back when the new revision fails.
     pub rolls_back: bool,
+    /// How much worse than the old one a new revision may answer, if that is looked at.
+    pub answers: Option<AnswerLimits>,
+}
+
+/// How much worse than the old one a new revision may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerLimits {
+    /// Percent of answers that may fail more.
+    pub failed_percent: Option<u32>,
+    /// Percent that answers may take longer.
+    pub slower_percent: Option<u32>,
+    /// Answers of this last while count.
+    pub window: Duration,
 }
 
 /// How often, and how fast, a group that failed is created again.
@@ -130,6 +147,34 @@ fn rollout_policy(
         paused: rollout.paused,
         progress_deadline: time("spec.rollout.progressDeadline", &rollout.progress_deadline)?,
         rolls_back: rollout.on_failure == OnRolloutFailure::Rollback,
+        answers: rollout
+            .rollback_on
+            .as_ref()
+            .map(answer_limits)
+            .transpose()?,
+    })
+}
+
+fn answer_limits(limits: &RollbackOn) -> Result<AnswerLimits, ValidationError> {
+    let percent = |field, value: Option<i32>, least, most| {
+        value
+            .map(|value| in_range(field, value, least, most))
+            .transpose()
+    };
+    Ok(AnswerLimits {
+        failed_percent: percent(
+            "spec.rollout.rollbackOn.errorRatePercent",
+            limits.error_rate_percent,
+            0,
+            100,
+        )?,
+        slower_percent: percent(
+            "spec.rollout.rollbackOn.latencyRegressionPercent",
+            limits.latency_regression_percent,
+            1,
+            1000,
+        )?,
+        window: time_within("spec.rollout.rollbackOn.window", &limits.window, WINDOW)?,
     })
 }
 
@@ -139,12 +184,21 @@ fn count(field: &'static str, value: i32, most: i32) -> Result<usize, Validation
 }
 
 fn time(field: &'static str, value: &api::Duration) -> Result<Duration, ValidationError> {
+    time_within(field, value, ANY)
+}
+
+fn time_within(
+    field: &'static str,
+    value: &api::Duration,
+    [least, most]: [(Duration, &'static str); 2],
+) -> Result<Duration, ValidationError> {
     match value.parse() {
-        Some(time) if time <= LONGEST.0 => Ok(time),
+        Some(time) if time >= least.0 && time <= most.0 => Ok(time),
         _ => Err(ValidationError::BadDuration {
             field,
             value: value.0.clone(),
-            most: LONGEST.1,
+            least: least.1,
+            most: most.1,
         }),
     }
 }

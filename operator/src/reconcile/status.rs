@@ -8,6 +8,7 @@ use llama_crds::v1alpha1::{
 };
 
 use super::apply::Applied;
+use super::compare;
 pub use super::condition::find;
 use super::condition::{Verdict, conditions, of_groups, shortened};
 use super::failure;
@@ -256,7 +257,8 @@ impl<'a> View<'a> {
     /// The revision that serves as a whole, or did last.
     fn current_revision(&self, previous: &LlamaDeploymentStatus) -> Option<String> {
         let all = self.updated().filter(|group| group.is_ready()).count();
-        if self.wanted > 0 && all >= self.wanted && self.wanted_groups().count() == all {
+        let is_whole = self.wanted > 0 && all >= self.wanted && self.wanted_groups().count() == all;
+        if is_whole && self.plan.course.is_proven {
             return Some(self.plan.course.wanted.clone());
         }
         previous.current_revision.clone()
@@ -272,7 +274,9 @@ impl<'a> View<'a> {
         let mut drains = groups.filter_map(|group| group.status.drain.as_ref());
         let replaced = drains.any(|drain| drain.reason == DrainReason::Replaced);
         let moves = self.outdated() > 0 || course.failure.is_some() || replaced;
-        if !moves && decision.message.is_empty() {
+        let watched =
+            course.comparison.is_some() && self.current_revision(previous) == course.stable;
+        if !moves && !watched && decision.message.is_empty() {
             return None;
         }
         let ready = self.updated().filter(|group| group.is_ready()).count();
@@ -284,13 +288,32 @@ impl<'a> View<'a> {
         let progressed_at = before
             .filter(|before| before.updated_ready >= updated_ready)
             .map_or(Some(Time(now)), |before| before.progressed_at.clone());
+        let mut message = self.rollout_message();
+        if let (Some(compared), None) = (&course.comparison, &course.failure) {
+            if message.is_empty() {
+                message = self.watch_message(progressed_at.as_ref());
+            }
+            message = format!("{message}; {}", compare::summary(compared));
+        }
         Some(RolloutStatus {
             mode: decision.mode,
-            message: shortened(&self.rollout_message()),
+            message: shortened(&message),
             updated_ready,
             progressed_at,
             failure: course.failure.clone(),
+            comparison: course.comparison.clone(),
         })
+    }
+
+    /// All groups have moved, and the answers of the new revision are still compared.
+    fn watch_message(&self, since: Option<&Time>) -> String {
+        let window = self.deployment.answers_within().unwrap_or_default();
+        let until = since.and_then(|since| since.0.checked_add(window).ok());
+        let until = until.map_or_else(String::new, |until| format!(" until {until}"));
+        format!(
+            "all groups have moved; the revision can still be given up for its answers{until} \
+             (spec.rollout.rollbackOn.window)"
+        )
     }
 
     fn rollout_message(&self) -> String {
@@ -305,6 +328,9 @@ impl<'a> View<'a> {
             failure.reason,
             failure.message.trim_end_matches('.')
         );
+        if course.target == course.wanted && self.outdated() == 0 {
+            return format!("halted after all groups have moved, {what}; correct the spec");
+        }
         if course.target == course.wanted {
             return format!(
                 "halted, {what}; {} of revision {stable} stay as they are; correct the spec",

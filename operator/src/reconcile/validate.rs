@@ -3,6 +3,8 @@
 //! The schema refuses most of this at admission; it is checked again because an object
 //! may be older than the installed schema.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use llama_contract::KvCacheDtype;
@@ -122,13 +124,15 @@ pub enum ValidationError {
         /// Least value.
         least: &'static str,
     },
-    /// A length of time that does not parse or is too long.
-    #[error("{field} is {value:?} and must be a time such as 90s, 10m or 1h30m, at most {most}")]
+    /// A length of time that does not parse, or is too short or too long.
+    #[error("{field} is {value:?} and must be a time such as 90s, 10m or 1h30m, {least} to {most}")]
     BadDuration {
         /// The field.
         field: &'static str,
         /// Its value.
         value: String,
+        /// Least value.
+        least: &'static str,
         /// Greatest value.
         most: &'static str,
     },
@@ -263,6 +267,12 @@ impl ValidDeployment {
     pub fn other_kv_cache(&self) -> Option<&'static str> {
         let dtype = self.kv_cache_dtype;
         (dtype != KvCacheDtype::default()).then(|| dtype.as_str())
+    }
+
+    /// The last time whose answers are compared, if any are.
+    pub fn answers_within(&self) -> Option<Duration> {
+        let limits = self.change.rollout.answers;
+        limits.map(|limits| limits.window)
     }
 
     /// Groups that should exist now.

@@ -44,6 +44,16 @@ pub(super) async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             "exactly one of pvc, image, http, s3 and huggingFace",
         ),
         (
+            "/rollout",
+            json!({"rollbackOn": {}}),
+            "one of errorRatePercent and latencyRegressionPercent must be set",
+        ),
+        (
+            "/rollout",
+            json!({"rollbackOn": {"errorRatePercent": 1, "window": "30s"}}),
+            "window must be 1m to 1h",
+        ),
+        (
             "/context",
             json!({"kvCache": {"dtype": "FP8"}}),
             "spec.context.kvCache.dtype",

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{
     ContainerStatus, Pod, PodCondition, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use llama_contract::{FailureCategory, FailureReport};
+use llama_contract::{AnswersReport, FailureCategory, FailureReport};
 use llama_crds::v1alpha1::{
     ConditionType, DrainReason, GroupPhase, LlamaDeployment, LlamaDeploymentStatus,
 };
@@ -239,6 +239,14 @@ impl Cluster {
                 ..PodState::default()
             },
         );
+    }
+
+    /// The first pod `name` of a group said just now how its answers did.
+    pub(crate) fn tells(&mut self, name: &str, answers: AnswersReport) {
+        self.says(name, 0, 0);
+        let uid = self.pod_mut(name).metadata.uid.clone().expect("a UID");
+        let state = self.observed.states.get_mut(&uid).expect("it said so");
+        state.answers = Some(answers);
     }
 
     /// Nodes with so many free CPUs each, and as much memory as there may be.

@@ -464,3 +464,44 @@ async fn cached_tokens_are_told_of_answers_that_a_stop_ends() {
     let details = &answer["usage"]["prompt_tokens_details"];
     assert_eq!(details["cached_tokens"], 2);
 }
+
+#[tokio::test]
+async fn answers_and_faults_are_counted_and_nothing_that_clients_do() {
+    let script = |tokenizer: &Tokenizer, submit: &Submit| {
+        let mut said = say(tokenizer, submit, "abc");
+        let id = submit.id;
+        match submit.max_new_tokens {
+            // Before the first token, and behind it.
+            1 => said = vec![failed(id)],
+            2 => said.splice(1.., [failed(id)]).for_each(drop),
+            _ => {}
+        }
+        said
+    };
+    let api = Api::start(1, script).await;
+    for stream in [true, false] {
+        assert_eq!(api.chat(json!({"stream": stream})).await.status, 200);
+        assert_eq!(api.chat(json!({"n": -1})).await.status, 400);
+        let early = json!({"stream": stream, "max_tokens": 1});
+        assert_eq!(api.chat(early).await.status, 500);
+        let late = json!({"stream": stream, "max_tokens": 2});
+        assert_eq!(api.chat(late).await.status, if stream { 200 } else { 500 });
+    }
+    // Nobody waits for this one.
+    let message = json!([{"role": "user", "content": "hi"}]);
+    let body = json!({"model": "m", "messages": message, "stream": true}).to_string();
+    drop(api.open("/v1/chat/completions", body.as_bytes()).await);
+    api.admit.send_replace(Admission::Draining);
+    assert_eq!(api.chat(json!({})).await.status, 503);
+    let answers = api.metrics.answers(PATIENCE);
+    assert_eq!(answers.failed, 4);
+    // What was left alone may have come to its end before.
+    assert!((2..=3).contains(&answers.finished), "{answers:?}");
+    assert_eq!(answers.first_token.count(), answers.finished);
+    assert_eq!(answers.between_tokens.count(), answers.finished);
+}
+
+fn failed(id: u64) -> FromEngine {
+    let message = "no numbers".to_owned();
+    FromEngine::Failed { id, message }
+}

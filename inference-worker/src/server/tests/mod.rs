@@ -40,6 +40,7 @@ struct Api {
     tokenizer: Arc<Tokenizer>,
     closing: CancellationToken,
     admit: watch::Sender<Admission>,
+    metrics: Arc<Metrics>,
 }
 
 /// What came back.
@@ -115,6 +116,7 @@ impl Api {
             }
         });
         let (admit, admission) = watch::channel(Admission::Serving);
+        let metrics = Arc::new(Metrics::new("m"));
         let text = model_text();
         let adapters = AdapterRack::new(
             engine.clone(),
@@ -131,7 +133,7 @@ impl Api {
             engine,
             rack: adapters,
             admission: admission.clone(),
-            metrics: Arc::new(Metrics::new("m")),
+            metrics: Arc::clone(&metrics),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
         let address = listener.local_addr().expect("has one");
@@ -144,6 +146,7 @@ impl Api {
             tokenizer,
             closing,
             admit,
+            metrics,
         }
     }
 

@@ -1,10 +1,14 @@
 //! Which groups exist, and which revision they move to.
 
+use std::time::Duration;
+
 use llama_crds::v1alpha1::{
-    DrainReason, GroupPhase, GroupStatus, LlamaDeploymentStatus, Reason, RolloutFailure,
+    DrainReason, GroupPhase, GroupStatus, LlamaDeploymentStatus, Reason, RevisionComparison,
+    RolloutFailure, RolloutStatus,
 };
 
 use super::{GroupPlan, NewPods, Situation};
+use crate::reconcile::compare;
 use crate::reconcile::policy::RolloutPolicy;
 use crate::reconcile::rollout::{Condition, Decision, Member, Question, Room, decide as step};
 use crate::reconcile::waiting;
@@ -22,9 +26,19 @@ pub struct Course {
     pub failure: Option<RolloutFailure>,
     /// Whether nothing moves.
     pub halted: bool,
+    /// How the answers of the wanted revision compare with those of the one before.
+    pub comparison: Option<RevisionComparison>,
+    /// Whether the wanted revision, once all groups have it, is what a rollback goes to.
+    pub is_proven: bool,
 }
 
 impl Course {
+    /// When to look again at how answers compare.
+    pub fn wake_after(&self) -> Option<Duration> {
+        let is_compared = self.comparison.is_some() && self.failure.is_none();
+        is_compared.then_some(compare::COMPARED_EVERY)
+    }
+
     pub(super) fn of(situation: &Situation<'_>) -> Self {
         let previous = situation.previous;
         let wanted = situation.templates.target.clone();
@@ -39,6 +53,8 @@ impl Course {
             stable: previous.current_revision.clone(),
             failure: None,
             halted: false,
+            comparison: None,
+            is_proven: true,
         }
         .with_failure(situation, failure)
     }
@@ -51,6 +67,7 @@ impl Course {
         let rolls_back = situation.deployment.change.rollout.rolls_back;
         self.target.clone_from(&self.wanted);
         self.halted = failure.is_some();
+        self.is_proven &= failure.is_none();
         if let (Some(stable), true, true) = (known, rolls_back, failure.is_some()) {
             self.target = stable.to_owned();
             self.halted = false;
@@ -60,20 +77,24 @@ impl Course {
     }
 
     /// The same after a look at how the groups of the wanted revision do.
-    pub(super) fn judged(self, situation: &Situation<'_>, plans: &[GroupPlan]) -> Self {
-        let is_rollout = self
-            .stable
-            .as_ref()
-            .is_some_and(|stable| *stable != self.wanted);
-        if !is_rollout {
+    pub(super) fn judged(mut self, situation: &Situation<'_>, plans: &[GroupPlan]) -> Self {
+        let stable = self.stable.clone().filter(|stable| *stable != self.wanted);
+        let Some(stable) = stable else {
             return self.with_failure(situation, None);
+        };
+        self.compare(situation, plans, &stable);
+        if self.answered_worse() {
+            let failure = self.failure.clone();
+            return self.with_failure(situation, failure);
         }
         let of_wanted = || {
             plans
                 .iter()
                 .filter(|plan| plan.is_wanted() && plan.status.revision == self.wanted)
         };
-        let found = of_wanted().find_map(|plan| self.fault(situation, plan));
+        let found = of_wanted()
+            .find_map(|plan| self.fault(situation, plan))
+            .or_else(|| self.worse(situation));
         let recovered = of_wanted().any(GroupPlan::is_ready) && found.is_none();
         let failure = match (found, recovered) {
             (Some(found), _) => Some(found),
@@ -81,6 +102,71 @@ impl Course {
             (None, false) => self.failure.clone(),
         };
         self.with_failure(situation, failure)
+    }
+
+    /// Compares answers, where that is asked for, as long as the revision is not given up.
+    fn compare(&mut self, situation: &Situation<'_>, plans: &[GroupPlan], stable: &str) {
+        let before = situation.previous.rollout.as_ref();
+        let compared = before.and_then(|before| before.comparison.as_ref());
+        let Some(limits) = situation.deployment.change.rollout.answers else {
+            // Nobody asks any more how it answers.
+            if self.answered_worse() {
+                self.failure = None;
+            }
+            return;
+        };
+        let of_wanted = situation.previous.updated_revision.as_ref() == Some(&self.wanted);
+        self.is_proven = before
+            .filter(|_| of_wanted)
+            .is_some_and(|before| self.was_watched(situation, plans, before, limits.window));
+        self.comparison = if self.failure.is_some() {
+            compared.cloned()
+        } else {
+            let revisions = (stable, self.wanted.as_str());
+            let (observed, now) = (situation.observed, situation.now);
+            Some(compare::compare(compared, revisions, plans, observed, now))
+        };
+    }
+
+    /// Whether as many groups of the wanted revision as serve now have served for `window`.
+    fn was_watched(
+        &self,
+        situation: &Situation<'_>,
+        plans: &[GroupPlan],
+        before: &RolloutStatus,
+        window: Duration,
+    ) -> bool {
+        let serves = |plan: &&GroupPlan| plan.is_ready() && plan.is_wanted();
+        let ready = plans
+            .iter()
+            .filter(serves)
+            .filter(|plan| plan.status.revision == self.wanted);
+        let since = before.progressed_at.as_ref().map(|since| since.0);
+        let passed = since.map(|since| situation.now.duration_since(since));
+        let passed = passed.and_then(|passed| Duration::try_from(passed).ok());
+        usize::try_from(before.updated_ready) == Ok(ready.count())
+            && passed.is_some_and(|passed| passed >= window)
+    }
+
+    /// Whether the wanted revision was given up because of its answers. Unlike a group that
+    /// does not serve it cannot recover: nobody asks it anything, or all is as it was.
+    fn answered_worse(&self) -> bool {
+        let reasons = [Reason::ErrorRateExceeded, Reason::LatencyRegression];
+        self.failure.as_ref().is_some_and(|failure| {
+            let mut reasons = reasons.iter();
+            reasons.any(|reason| reason.as_str() == failure.reason)
+        })
+    }
+
+    /// Whether the wanted revision answers worse than the one before.
+    fn worse(&self, situation: &Situation<'_>) -> Option<RolloutFailure> {
+        let limits = situation.deployment.change.rollout.answers.as_ref()?;
+        let (reason, message) = compare::worse(self.comparison.as_ref()?, limits)?;
+        Some(RolloutFailure {
+            revision: self.wanted.clone(),
+            reason: reason.to_string(),
+            message,
+        })
     }
 
     /// What is wrong with a group of the wanted revision.
@@ -260,13 +346,17 @@ fn is_on_its_way(situation: &Situation<'_>, status: &GroupStatus) -> bool {
         .all(|pod| !pod.is_gated() && waiting::of_scheduling(pod).is_none())
 }
 
-/// Whether it matters how busy groups are: one of several is to end, or one that ends may
-/// still be answering.
+/// Whether it matters how busy groups are, or how they answer: one of several is to end, one
+/// that ends may still be answering, or a new revision is compared with the old one.
 pub fn needs_loads(status: &LlamaDeploymentStatus, target: &str, wanted: u32) -> bool {
     let staying = status.groups.iter().filter(|group| group.drain.is_none());
     let surplus = staying.count() > usize::try_from(wanted).unwrap_or(usize::MAX);
     let moves = |group: &GroupStatus| group.drain.is_some() || group.revision != target;
-    surplus || status.groups.iter().any(moves)
+    let compared = status
+        .rollout
+        .as_ref()
+        .is_some_and(|rollout| rollout.comparison.is_some() && rollout.failure.is_none());
+    surplus || compared || status.groups.iter().any(moves)
 }
 
 /// Whether a further group may be asked for, so that what nodes have free matters.

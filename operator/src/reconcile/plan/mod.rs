@@ -136,6 +136,7 @@ impl Plan {
             .iter()
             .filter_map(|group| group.wake_after)
             .chain(self.fit.wake_after)
+            .chain(self.course.wake_after())
             .chain(self.decision.waits_for_room.then_some(ROOM_EVERY))
             .min()
     }
