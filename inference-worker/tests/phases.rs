@@ -123,6 +123,25 @@ fn a_rank_stopped_at_any_phase_is_named_and_no_wrong_token_is_sent() {
     at_each_phase("STOP", FailureCategory::RankSilent);
 }
 
+#[test]
+fn a_rank_that_lives_and_does_nothing_is_named_after_the_hang_timeout() {
+    let (_turn, tiny) = (turn(), Tiny::new());
+    let flags = [&PARALLEL[..], &["--hang-timeout=3"]].concat();
+    let expected = answer(&Worker::serving(&tiny.model, &flags));
+    let (fault, armed) = fault(tiny.folder.path(), 1, 3, "HANG");
+    let environment = [("LLAMA_TEST_FAULT", fault.as_str())];
+    let mut worker = Worker::start_at(&Net::loopback(1), &tiny.model, &flags, &environment);
+    worker.wait_until_ready();
+    let error = meet(&worker, &armed, &expected);
+    assert_eq!(error["code"], "RankSilent", "{error}");
+    let (code, report) = worker.failure();
+    assert_eq!((code, report.rank), (70, Some(1)), "{report:?}");
+    // Longer than a rank without signs of life has, and less than without the flag.
+    let said = report.message.rsplit_once(" ms").expect("a time").0;
+    let millis: u64 = said.rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((3000..60_000).contains(&millis), "{report:?}");
+}
+
 const TOKEN: (&str, &str) = (llama_contract::RENDEZVOUS_TOKEN_ENV, "secret");
 
 /// Two pods of a rank each in two namespaces, the first of which meets `fault`.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use llama_crds::v1alpha1::LlamaDeployment;
 use llama_operator::reconcile::observe::Observed;
+use llama_operator::reconcile::plan::revision;
 use llama_operator::reconcile::source::Source;
 use llama_operator::reconcile::validate::{ValidDeployment, ValidationError, validate};
 use serde_json::{Value, json};
@@ -310,4 +311,25 @@ fn how_answers_are_compared_is_read() {
         let error = refused_with(&with(limits)).to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn what_workers_are_told_of_tests_and_hangs_is_read_and_makes_a_revision() {
+    let with = |interval: &str, hang: &str| {
+        json!({
+            "preflight": {"selfTestInterval": interval}, "failure": {"hangTimeout": hang},
+        })
+    };
+    let usual = valid_with(&json!({}));
+    assert_eq!((usual.self_test_interval, usual.hang_timeout), (600, 60));
+    let same = valid_with(&with("10m", "60s"));
+    assert_eq!(revision(&same), revision(&usual), "nothing is new");
+    let never = valid_with(&with("0s", "60s"));
+    assert_eq!(never.self_test_interval, 0);
+    assert_ne!(revision(&never), revision(&usual));
+    let error = refused_with(&with("10m", "4500ms")).to_string();
+    assert!(error.contains("spec.failure.hangTimeout"), "{error}");
+    assert_ne!(revision(&valid_with(&with("10m", "2m"))), revision(&usual));
+    let error = refused_with(&with("9s", "60s")).to_string();
+    assert!(error.contains("spec.preflight.selfTestInterval"), "{error}");
 }

@@ -118,8 +118,11 @@ pub struct Drain {
 }
 
 /// What happens when a group fails.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.hangTimeout) >= duration('5s') && duration(self.hangTimeout) <= duration('1h')").message("hangTimeout must be 5s to 1h")
+)]
 pub struct FailurePolicy {
     /// How often, and how fast, a group that failed is created again.
     #[serde(default)]
@@ -130,6 +133,24 @@ pub struct FailurePolicy {
     #[serde(default = "two")]
     #[schemars(range(min = 0, max = 15))]
     pub avoid_node_after: i32,
+
+    /// Time that a rank which shows signs of life may keep the others waiting in a step; then
+    /// the group fails (RankSilent) and is created again. A rank without signs of life is
+    /// given up after two seconds. Groups of one rank have nobody who waits. From 5s to 1h; a
+    /// change makes a new revision.
+    #[serde(default = "Duration::minute")]
+    #[schemars(schema_with = "crate::schema::duration")]
+    pub hang_timeout: Duration,
+}
+
+impl Default for FailurePolicy {
+    fn default() -> Self {
+        Self {
+            group_restart: GroupRestart::default(),
+            avoid_node_after: two(),
+            hang_timeout: Duration::minute(),
+        }
+    }
 }
 
 fn two() -> i32 {
@@ -187,14 +208,35 @@ pub struct Restart {
     pub id: String,
 }
 
-/// What a group must show before it serves.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a group must show before it serves, and again when it has nothing to do.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.selfTestInterval) == duration('0s') || (duration(self.selfTestInterval) >= duration('10s') && duration(self.selfTestInterval) <= duration('24h'))").message("selfTestInterval must be 0s or 10s to 24h")
+)]
 pub struct Preflight {
     /// Whether the golden answer of a group is compared with the one on record in
     /// status.selfTests. In any case all ranks of a group must agree on it.
     #[serde(default)]
     pub self_test: SelfTestPolicy,
+
+    /// Time without requests after which a group must give its golden answer again, bit by
+    /// bit as before it served; a group that does not fails (SelfTestMismatch). It must too
+    /// after an answer that could not be computed, and after a rank that showed no signs of
+    /// life for a moment. 0s for never, else from 10s to 24h; a change makes a new revision.
+    /// Embedding models have no golden answer.
+    #[serde(default = "Duration::ten_minutes")]
+    #[schemars(schema_with = "crate::schema::duration")]
+    pub self_test_interval: Duration,
+}
+
+impl Default for Preflight {
+    fn default() -> Self {
+        Self {
+            self_test: SelfTestPolicy::default(),
+            self_test_interval: Duration::ten_minutes(),
+        }
+    }
 }
 
 /// Whether the golden answer of a group is compared with the one on record.

@@ -43,6 +43,10 @@ impl Duration {
         Self::of("1s")
     }
 
+    pub(super) fn minute() -> Self {
+        Self::of("1m")
+    }
+
     pub(super) fn five_minutes() -> Self {
         Self::of("5m")
     }

@@ -9,6 +9,13 @@ use clap::{Args, ValueEnum};
 use crate::adapters::{AdapterArgs, AdapterModule};
 use crate::{LWS_GROUP_SIZE_ENV, LWS_LEADER_ADDRESS_ENV, LWS_WORKER_INDEX_ENV, RENDEZVOUS_PORT};
 
+/// Seconds of rest after which ranks give the golden answer again, unless a flag says
+/// otherwise.
+pub const SELF_TEST_INTERVAL_SECONDS: u32 = 600;
+
+/// Seconds that one rank may keep the others waiting in a step, unless a flag says otherwise.
+pub const HANG_TIMEOUT_SECONDS: u32 = 60;
+
 /// Where the ranks compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Device {
@@ -125,6 +132,19 @@ pub struct LaunchArgs {
     /// Adapters to load before requests are taken, as NAME=FOLDER.
     #[arg(long, num_args = 1..)]
     pub lora_modules: Vec<AdapterModule>,
+    /// Seconds without requests after which the ranks must give their golden answer again;
+    /// 0 for never.
+    #[arg(long, value_name = "SECONDS", default_value_t = SELF_TEST_INTERVAL_SECONDS)]
+    pub self_test_interval: u32,
+    /// Seconds that a rank which shows signs of life may keep the others waiting in a step;
+    /// one that waits itself has twice the time. Every pod of a group gets the same.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = HANG_TIMEOUT_SECONDS,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
+    pub hang_timeout: u32,
 }
 
 impl LaunchArgs {
@@ -167,6 +187,13 @@ impl LaunchArgs {
         }
         for AdapterModule { name, folder } in &self.lora_modules {
             args.push(format!("--lora-modules={name}={}", folder.display()));
+        }
+        // What is as usual is not said: workers of before know no such flag.
+        if self.self_test_interval != SELF_TEST_INTERVAL_SECONDS {
+            args.push(format!("--self-test-interval={}", self.self_test_interval));
+        }
+        if self.hang_timeout != HANG_TIMEOUT_SECONDS {
+            args.push(format!("--hang-timeout={}", self.hang_timeout));
         }
         args
     }
@@ -222,7 +249,8 @@ mod tests {
             epoch in any::<u64>(),
             rendezvous in proptest::option::of("[a-z0-9.-]{1,60}:[1-9][0-9]{1,3}"),
             drain_seconds in 0_u32..=86_400,
-            self_test_answer in proptest::option::of("[a-f0-9]{16}"),
+            (self_test_answer, self_test_interval, hang_timeout) in
+                (proptest::option::of("[a-f0-9]{16}"), 0_u32..=86_400, 1_u32..=3600),
             (max_loras, max_lora_rank) in (0_u8..=64, 1_u16..=512),
             managed_lora_folder in proptest::option::of("/[a-z]{1,10}"),
             modules in proptest::collection::vec(("[a-z-]{1,9}", "/[a-z=]{1,9}"), 0..3),
@@ -251,6 +279,8 @@ mod tests {
                     .into_iter()
                     .map(|(name, folder)| AdapterModule { name, folder: folder.into() })
                     .collect(),
+                self_test_interval,
+                hang_timeout,
             }
         }
     }

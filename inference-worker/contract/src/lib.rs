@@ -22,7 +22,9 @@ pub use fetch::{CACHE_LOCK, CACHE_MODEL_FOLDER, FetchArgs, FetchSource, ModelFil
 pub use inspect::{
     FittingChange, GroupShape, InspectArgs, InspectionReport, MemoryShare, ModelFacts, Room,
 };
-pub use launch::{Device, KvCacheDtype, LaunchArgs};
+pub use launch::{
+    Device, HANG_TIMEOUT_SECONDS, KvCacheDtype, LaunchArgs, SELF_TEST_INTERVAL_SECONDS,
+};
 pub use report::{
     FailureCategory, FailureReport, LoadProgress, RankMemory, RankPhase, RankReport,
     SelfTestReport, StateReport, WorkerPhase,

@@ -275,6 +275,9 @@ pub struct SelfTestReport {
     pub tokens: u32,
     /// Milliseconds that it took.
     pub millis: u64,
+    /// How often it was given again since, bit by bit.
+    #[serde(default)]
+    pub repeats: u32,
 }
 
 /// What a rank has taken of memory. Bytes.

@@ -27,14 +27,15 @@ pub mod tcp;
 
 use std::time::Duration;
 
+use llama_contract::HANG_TIMEOUT_SECONDS;
 use llama_model::{Collective, CollectiveError, LocalCollective};
 
 /// A rank whose heartbeat stands still for this long is taken for dead.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 /// How often a rank gives a sign of life.
 pub const HEARTBEAT_PERIOD: Duration = Duration::from_millis(100);
-/// How long one rank may keep the others waiting in a step, alive or not.
-pub const STEP_DEADLINE: Duration = Duration::from_mins(1);
+/// How long one rank may keep the others waiting, alive or not, where nothing else is said.
+pub const STEP_DEADLINE: Duration = Duration::from_secs(HANG_TIMEOUT_SECONDS as u64);
 /// How long ranks wait for the slowest to have loaded its weights.
 pub const LOAD_DEADLINE: Duration = Duration::from_hours(1);
 

@@ -68,6 +68,8 @@ struct Shared {
     /// Who waits for news of the adapter at a place.
     adapters: HashMap<u32, oneshot::Sender<AdapterOutcome>>,
     failure: Option<Arc<FailureReport>>,
+    /// Sequences that rank 0 could not compute.
+    failed: u64,
     closed: bool,
 }
 
@@ -105,6 +107,7 @@ impl EngineClient {
                 open: HashMap::new(),
                 adapters: HashMap::new(),
                 failure: None,
+                failed: 0,
                 closed: false,
             })),
             outbox,
@@ -205,6 +208,16 @@ impl EngineClient {
     /// Sequences that are not complete.
     pub fn open(&self) -> usize {
         lock(&self.shared).open.len()
+    }
+
+    /// Sequences that were submitted so far.
+    pub fn submitted(&self) -> u64 {
+        self.next_id.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that rank 0 could not compute.
+    pub fn failed(&self) -> u64 {
+        lock(&self.shared).failed
     }
 
     /// How busy rank 0 last said it was.
@@ -308,6 +321,9 @@ async fn read_frames(
 
 fn tell(shared: &Mutex<Shared>, id: u64, event: GenerationEvent) {
     let mut shared = lock(shared);
+    if matches!(event, GenerationEvent::Failed(_)) {
+        shared.failed += 1;
+    }
     let sender = match event {
         GenerationEvent::Token { .. } | GenerationEvent::Prompt(_) => shared.open.get(&id).cloned(),
         _ => shared.open.remove(&id),

@@ -39,7 +39,7 @@ pub struct Submit {
     /// The adapter that changes the model for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterUse>,
-    /// Whether ranks compare their logits in every step of it.
+    /// Whether ranks compute all of it anew, and compare their logits in every step of it.
     #[serde(default)]
     pub is_compared: bool,
     /// What the answer as a whole must be.

@@ -253,6 +253,8 @@ impl<'a, F: FnMut(&[FromEngine]) -> std::io::Result<()>> Engine<'a, F> {
             salt: submit.cache_salt.unwrap_or_default(),
             adapter: submit.adapter,
             prompt_logits: submit.prompt_logprobs.is_some(),
+            // What was computed before would say nothing.
+            is_private: submit.is_compared,
         };
         match self.scheduler.submit(request) {
             Ok(()) => {

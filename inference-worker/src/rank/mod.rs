@@ -35,7 +35,7 @@ use crate::comm::region::Region;
 use crate::comm::rendezvous::{Identity, Mesh, Party, RENDEZVOUS_DEADLINE};
 use crate::comm::seat::{Seat, SeatError};
 use crate::comm::shm::ShmLink;
-use crate::comm::{HEARTBEAT_PERIOD, LOAD_DEADLINE, Link, STEP_DEADLINE};
+use crate::comm::{HEARTBEAT_PERIOD, LOAD_DEADLINE, Link};
 use crate::engine::{ToEngine, frames};
 use crate::failure::{Failure, of_model};
 use crate::scheduler::{Limits, Scheduler};
@@ -177,7 +177,8 @@ impl RankProcess<'_> {
         link.set_deadline(LOAD_DEADLINE);
         link.gather_words([self.args.launch.epoch, 0, 0])
             .map_err(aborted)?;
-        link.set_deadline(STEP_DEADLINE);
+        let hang = Duration::from_secs(self.args.launch.hang_timeout.into());
+        link.set_deadline(hang);
         compute
             .watch_memory(&self.board, self.local)
             .map_err(|error| Failure::from_error(FailureCategory::Internal, &error))?;

@@ -95,7 +95,7 @@ impl Scheduler {
             });
         }
         let mut sequence = Sequence::new(request, self.arrivals, self.step);
-        if self.cache.shares() {
+        if self.shares(&sequence) {
             sequence.hash_blocks();
         }
         self.arrivals += 1;
@@ -261,8 +261,13 @@ impl Scheduler {
         }
     }
 
+    /// Whether blocks of `sequence` may be those of others.
+    fn shares(&self, sequence: &Sequence) -> bool {
+        self.cache.shares() && !sequence.is_private()
+    }
+
     fn count_prefix(&mut self, sequence: &mut Sequence, prefix: usize) {
-        if self.cache.shares() {
+        if self.shares(sequence) {
             self.usage.queried_tokens += sequence.unknown() as u64;
             self.usage.found_tokens += prefix as u64;
         }
@@ -308,7 +313,7 @@ impl Scheduler {
     /// needs no more.
     fn keep_complete(&mut self, index: usize) {
         let sequence = &mut self.running[index];
-        if self.cache.shares() {
+        if self.cache.shares() && !sequence.is_private() {
             let complete = sequence.complete_blocks();
             self.cache
                 .publish(&sequence.held, sequence.hashes(), complete);

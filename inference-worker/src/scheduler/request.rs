@@ -48,6 +48,8 @@ pub struct Request {
     pub adapter: Option<AdapterUse>,
     /// Whether the logits before every token of the prompt are wanted but the first.
     pub prompt_logits: bool,
+    /// Whether it is computed all anew, and shares no block with anybody.
+    pub is_private: bool,
 }
 
 /// Why a request was not taken.

@@ -66,6 +66,10 @@ impl Sequence {
         self.request.id
     }
 
+    pub(super) fn is_private(&self) -> bool {
+        self.request.is_private
+    }
+
     /// Place of its adapter.
     pub(super) fn adapter(&self) -> Option<u32> {
         self.request.adapter.map(|adapter| adapter.place)

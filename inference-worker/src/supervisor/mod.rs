@@ -6,27 +6,32 @@ mod cause;
 mod children;
 mod devices;
 mod embedding;
+mod idle;
 mod memory;
 mod model_lock;
 mod preflight;
+mod rehearsal;
+mod retest;
 mod self_test;
 mod serving;
 mod state;
 
 use std::path::Path;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use llama_contract::{FailureCategory, FailureReport, SelfTestReport};
 use llama_model::EmbeddingCheckpoint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
 
 use self::args::ServeArgs;
 use self::cause::{Sight, first_cause, is_hearsay_of};
 use self::children::Children;
 use self::preflight::Prepared;
+use self::retest::Retest;
+use self::self_test::Question;
 use self::serving::Servers;
 use self::state::PodState;
 use crate::cgroup::Cgroup;
@@ -166,10 +171,12 @@ struct Pod<'a> {
     kills_before: u64,
     watches: Vec<SilenceWatch>,
     stopping: Stopping,
-    /// What the ranks are asked before requests are taken, and for how many tokens.
-    question: Option<(Vec<u32>, u32)>,
+    /// What the ranks are asked before requests are taken.
+    question: Option<Question>,
     /// What comes of it.
     rehearsal: Option<oneshot::Receiver<Result<SelfTestReport, Failure>>>,
+    /// Asks it again, once requests are taken and as long as they are.
+    retest: Option<Retest>,
 }
 
 impl<'a> Pod<'a> {
@@ -197,6 +204,7 @@ impl<'a> Pod<'a> {
             stopping: Stopping::No,
             question: None,
             rehearsal: None,
+            retest: None,
         };
         let front = pod.start_ranks(prepared, &region)?;
         Ok((pod, front))
@@ -322,6 +330,7 @@ impl<'a> Pod<'a> {
             engine,
             rack: racks,
             self_test: OnceLock::new(),
+            repeats: AtomicU32::new(0),
             metrics,
             silences: Mutex::default(),
         });
@@ -360,6 +369,8 @@ impl<'a> Pod<'a> {
     /// SIGTERM: once to drain, twice to end.
     fn stop(&mut self, state: &PodState) {
         let now = Instant::now();
+        // What is asked now is taken back.
+        self.retest = None;
         let drain = Duration::from_secs(self.args.launch.drain_seconds.into());
         self.stopping = match self.stopping {
             Stopping::No => {
@@ -393,7 +404,8 @@ impl<'a> Pod<'a> {
                 step: self.board.step(local),
             })
             .collect();
-        let silences = sights.iter().map(|sight| sight.silent).collect();
+        let silences: Vec<_> = sights.iter().map(|sight| sight.silent).collect();
+        let silence = silences.iter().max().copied().unwrap_or_default();
         *state
             .silences
             .lock()
@@ -413,57 +425,9 @@ impl<'a> Pod<'a> {
         let may_end =
             self.args.launch.node_index > 0 || matches!(self.stopping, Stopping::Ending(_));
         let memory_kills = self.cgroup.out_of_memory_kills() - self.kills_before;
-        first_cause(self.board.cause().as_ref(), &sights, may_end, memory_kills)
-    }
-
-    /// Has the ranks answer the golden question and load the adapters that the pod was
-    /// started with; returns what came of it, once it is over.
-    fn rehearsed(&mut self, state: &PodState) -> Option<Result<(), Failure>> {
-        let Some((engine, rack)) = state.engine.as_ref().zip(state.rack.as_ref()) else {
-            // The first pod's to do.
-            return Some(Ok(()));
-        };
-        if let Some(question) = self.question.take() {
-            let (sender, rehearsal) = oneshot::channel();
-            let (engine, rack) = (engine.clone(), rack.clone());
-            let modules = self.args.launch.lora_modules.clone();
-            let expected = self.args.launch.self_test_answer.clone();
-            tokio::spawn(async move {
-                let report = self_test::run(&engine, question, expected.as_deref()).await;
-                let rehearsed = match report {
-                    Ok(report) => {
-                        rack.load_modules(modules)
-                            .await
-                            .map(|()| report)
-                            .map_err(|message| {
-                                Failure::new(FailureCategory::InvalidConfiguration, message)
-                            })
-                    }
-                    Err(failure) => Err(failure),
-                };
-                // The pod may have ended.
-                let _ = sender.send(rehearsed);
-            });
-            self.rehearsal = Some(rehearsal);
-        }
-        match self.rehearsal.as_mut()?.try_recv() {
-            Ok(Ok(report)) => {
-                tracing::info!(
-                    answer = report.answer,
-                    millis = report.millis,
-                    "the golden answer"
-                );
-                // It is given once.
-                let _ = state.self_test.set(report);
-                Some(Ok(()))
-            }
-            Ok(Err(failure)) => Some(Err(failure)),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Closed) => Some(Err(Failure::new(
-                FailureCategory::Internal,
-                "the self-test ended without a word",
-            ))),
-        }
+        let told = self.board.cause();
+        first_cause(told.as_ref(), &sights, may_end, memory_kills)
+            .or_else(|| self.retested(state, silence))
     }
 
     /// Whether a failure is only the first pod's end as another pod sees it,

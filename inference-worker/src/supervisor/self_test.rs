@@ -1,5 +1,5 @@
 //! The golden answer: what all ranks together make of a fixed text, before requests are
-//! taken.
+//! taken and again when there is time.
 //!
 //! The answer is greedy, and ranks compare their logits bit by bit in every step of it.
 //! Its digest is that of its tokens and of their probabilities, so a weight that changed
@@ -26,11 +26,22 @@ const ALTERNATIVES: u32 = 8;
 /// How long it may take; a step's own deadline comes first.
 const DEADLINE: Duration = Duration::from_mins(10);
 
-/// The text in tokens, and how many tokens answer it, for sequences of `max_tokens`.
+/// A text in tokens, and how many tokens answer it.
+pub(super) type Question = (Vec<u32>, u32);
+
+/// Why there is no answer.
+enum NoAnswer {
+    /// The ranks have not taken the question.
+    NotTaken(String),
+    /// They did not answer it.
+    Failed(String),
+}
+
+/// The golden question for sequences of `max_tokens`.
 ///
 /// # Errors
 /// When the tokenizer cannot read it.
-pub(super) fn question(tokenizer: &Tokenizer, max_tokens: u32) -> Result<(Vec<u32>, u32), Failure> {
+pub(super) fn question(tokenizer: &Tokenizer, max_tokens: u32) -> Result<Question, Failure> {
     let most = max_tokens as usize;
     let answer = ANSWER.min(most.saturating_sub(1)).max(1);
     let mut tokens = tokenizer
@@ -46,23 +57,12 @@ pub(super) fn question(tokenizer: &Tokenizer, max_tokens: u32) -> Result<(Vec<u3
 /// `SelfTestMismatch` when the answer is another one, none, or no numbers.
 pub(super) async fn run(
     engine: &EngineClient,
-    (tokens, answer): (Vec<u32>, u32),
+    question: Question,
     expected: Option<&str>,
 ) -> Result<SelfTestReport, Failure> {
-    let started = Instant::now();
-    let asked = tokio::time::timeout(DEADLINE, ask(engine, tokens, answer)).await;
-    let drawn = match asked {
-        Ok(drawn) => drawn.map_err(mismatch)?,
-        Err(_elapsed) => {
-            let seconds = DEADLINE.as_secs();
-            return Err(mismatch(format!("no answer came within {seconds} seconds")));
-        }
-    };
-    let report = SelfTestReport {
-        answer: digest(&drawn),
-        tokens: u32::try_from(drawn.len()).unwrap_or(u32::MAX),
-        millis: millis(started.elapsed()),
-    };
+    let answered = answer(engine, question).await;
+    let report =
+        answered.map_err(|(NoAnswer::NotTaken(why) | NoAnswer::Failed(why))| mismatch(why))?;
     match expected.filter(|expected| *expected != report.answer) {
         None => Ok(report),
         Some(expected) => Err(mismatch(format!(
@@ -70,6 +70,53 @@ pub(super) async fn run(
             report.answer
         ))),
     }
+}
+
+/// Has the ranks answer once more, and compares the answer with the `first`. Returns whether
+/// they have: they may be too busy to take the question.
+///
+/// # Errors
+/// `SelfTestMismatch` when the answer is another one, none, or no numbers.
+pub(super) async fn again(
+    engine: &EngineClient,
+    question: Question,
+    first: &str,
+) -> Result<bool, Failure> {
+    let report = match answer(engine, question).await {
+        Ok(report) => report,
+        Err(NoAnswer::NotTaken(why)) => {
+            tracing::debug!(why, "the self-test has to wait");
+            return Ok(false);
+        }
+        Err(NoAnswer::Failed(why)) => return Err(mismatch(why)),
+    };
+    if report.answer == first {
+        return Ok(true);
+    }
+    Err(mismatch(format!(
+        "the golden answer has changed: it is {} and was {first} when the group began to serve; \
+         memory, a processor or a link does not work as it did",
+        report.answer
+    )))
+}
+
+async fn answer(
+    engine: &EngineClient,
+    (tokens, answer): Question,
+) -> Result<SelfTestReport, NoAnswer> {
+    let started = Instant::now();
+    let asked = tokio::time::timeout(DEADLINE, ask(engine, tokens, answer)).await;
+    let drawn = asked.unwrap_or_else(|_elapsed| {
+        let seconds = DEADLINE.as_secs();
+        let why = format!("no answer came within {seconds} seconds");
+        Err(NoAnswer::Failed(why))
+    })?;
+    Ok(SelfTestReport {
+        answer: digest(&drawn),
+        tokens: u32::try_from(drawn.len()).unwrap_or(u32::MAX),
+        millis: millis(started.elapsed()),
+        repeats: 0,
+    })
 }
 
 fn mismatch(message: impl Into<String>) -> Failure {
@@ -82,7 +129,7 @@ async fn ask(
     engine: &EngineClient,
     tokens: Vec<u32>,
     answer: u32,
-) -> Result<Vec<(u32, Option<TokenLogprobs>)>, String> {
+) -> Result<Vec<(u32, Option<TokenLogprobs>)>, NoAnswer> {
     let submit = Submit {
         id: 0,
         tokens,
@@ -93,13 +140,14 @@ async fn ask(
         max_new_tokens: answer,
         stop_ids: Vec::new(),
         priority: i32::MIN,
-        cache_salt: Some("self-test".to_owned()),
+        cache_salt: None,
         prompt_logprobs: None,
         adapter: None,
         form: None,
         is_compared: true,
     };
-    let mut generation = engine.submit(submit).map_err(|error| error.to_string())?;
+    let submitted = engine.submit(submit);
+    let mut generation = submitted.map_err(|error| NoAnswer::NotTaken(error.to_string()))?;
     let mut drawn = Vec::new();
     loop {
         match generation.next().await {
@@ -109,10 +157,17 @@ async fn ask(
             // Not asked for.
             Some(GenerationEvent::Prompt(_)) => {}
             Some(GenerationEvent::Finished { .. }) => return Ok(drawn),
-            Some(GenerationEvent::Failed(message)) => return Err(message),
-            Some(GenerationEvent::Refused(refusal)) => return Err(refusal.to_string()),
-            Some(GenerationEvent::GroupFailed(report)) => return Err(report.message.clone()),
-            None => return Err("the ranks ended before they answered".to_owned()),
+            Some(GenerationEvent::Failed(message)) => return Err(NoAnswer::Failed(message)),
+            Some(GenerationEvent::Refused(refusal)) => {
+                return Err(NoAnswer::NotTaken(refusal.to_string()));
+            }
+            Some(GenerationEvent::GroupFailed(report)) => {
+                return Err(NoAnswer::Failed(report.message.clone()));
+            }
+            None => {
+                let why = "the ranks ended before they answered".to_owned();
+                return Err(NoAnswer::Failed(why));
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the pod says of itself while it lives.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(super) struct PodState {
     pub(super) rack: Option<AdapterRack>,
     /// The golden answer.
     pub(super) self_test: OnceLock<SelfTestReport>,
+    /// How often it was given again.
+    pub(super) repeats: AtomicU32,
     /// The pod's metrics.
     pub(super) metrics: Arc<Metrics>,
     /// How long each rank's heartbeat has stood still.
@@ -135,7 +138,10 @@ impl Inspect for PodState {
             ranks: self.ranks(),
             running: stats.running,
             waiting: stats.waiting,
-            self_test: self.self_test.get().cloned(),
+            self_test: self.self_test.get().map(|first| SelfTestReport {
+                repeats: self.repeats.load(Ordering::Relaxed),
+                ..first.clone()
+            }),
             adapters: self
                 .rack
                 .as_ref()

@@ -16,6 +16,14 @@ const ANY: [(Duration, &str); 2] = [(Duration::ZERO, "0s"), (Duration::from_hour
 /// Likewise spec.rollout.rollbackOn.window.
 const WINDOW: [(Duration, &str); 2] = [(Duration::from_mins(1), "1m"), (LONGEST_WINDOW, "1h")];
 
+/// Likewise spec.preflight.selfTestInterval, besides none.
+const SELF_TEST: [(Duration, &str); 2] = [(Duration::from_secs(10), "10s"), ANY[1]];
+/// Likewise spec.failure.hangTimeout.
+const HANG: [(Duration, &str); 2] = [
+    (Duration::from_secs(5), "5s"),
+    (Duration::from_hours(1), "1h"),
+];
+
 /// What happens when things change or fail. None of it is part of a revision: a change
 /// needs no new pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,12 +99,8 @@ impl RestartPolicy {
 /// The first field that cannot be.
 pub(super) fn change(spec: &LlamaDeploymentSpec) -> Result<ChangePolicy, ValidationError> {
     let rollout = spec.rollout.clone().unwrap_or_default();
-    let failure = spec.failure.clone();
-    let restart = failure
-        .as_ref()
-        .map(|failure| failure.group_restart.clone())
-        .unwrap_or_default();
-    let avoid = failure.map_or(2, |failure| failure.avoid_node_after);
+    let failure = spec.failure.clone().unwrap_or_default();
+    let (restart, avoid) = (failure.group_restart, failure.avoid_node_after);
     let gang = spec
         .placement
         .as_ref()
@@ -129,6 +133,32 @@ pub(super) fn change(spec: &LlamaDeploymentSpec) -> Result<ChangePolicy, Validat
         gang_timeout: time("spec.placement.gang.timeout", &gang.timeout)?,
         history: count("spec.revisionHistoryLimit", spec.revision_history_limit, 20)?,
     })
+}
+
+/// Seconds of rest after which a group gives its golden answer again; 0 for never.
+///
+/// # Errors
+/// When the field cannot be read.
+pub(super) fn self_test_interval(spec: &LlamaDeploymentSpec) -> Result<u32, ValidationError> {
+    let preflight = spec.preflight.clone().unwrap_or_default();
+    let interval = &preflight.self_test_interval;
+    if interval.parse() == Some(Duration::ZERO) {
+        return Ok(0);
+    }
+    time_within("spec.preflight.selfTestInterval", interval, SELF_TEST).map(whole_seconds)
+}
+
+/// Seconds that a rank may keep others waiting.
+///
+/// # Errors
+/// When the field cannot be read.
+pub(super) fn hang_timeout(spec: &LlamaDeploymentSpec) -> Result<u32, ValidationError> {
+    let failure = spec.failure.clone().unwrap_or_default();
+    time_within("spec.failure.hangTimeout", &failure.hang_timeout, HANG).map(whole_seconds)
+}
+
+fn whole_seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 fn rollout_policy(

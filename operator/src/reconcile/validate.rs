@@ -235,6 +235,10 @@ pub struct ValidDeployment {
     pub restart: Option<String>,
     /// Whether a group must give the golden answer that another gave before.
     pub checks_answers: bool,
+    /// Seconds of rest after which a group gives its golden answer again; 0 for never.
+    pub self_test_interval: u32,
+    /// Seconds that a rank may keep others waiting.
+    pub hang_timeout: u32,
     /// What happens when things change or fail.
     pub change: ChangePolicy,
     /// No pods at all.
@@ -334,6 +338,8 @@ pub fn validate(
             .preflight
             .as_ref()
             .is_none_or(|preflight| preflight.self_test == SelfTestPolicy::Enforce),
+        self_test_interval: policy::self_test_interval(spec)?,
+        hang_timeout: policy::hang_timeout(spec)?,
         change: policy::change(spec)?,
         suspend: spec.suspend,
         name,

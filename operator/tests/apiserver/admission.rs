@@ -44,6 +44,16 @@ pub(super) async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             "exactly one of pvc, image, http, s3 and huggingFace",
         ),
         (
+            "/failure",
+            json!({"hangTimeout": "4s"}),
+            "hangTimeout must be 5s to 1h",
+        ),
+        (
+            "/preflight",
+            json!({"selfTestInterval": "5s"}),
+            "selfTestInterval must be 0s or 10s to 24h",
+        ),
+        (
             "/rollout",
             json!({"rollbackOn": {}}),
             "one of errorRatePercent and latencyRegressionPercent must be set",

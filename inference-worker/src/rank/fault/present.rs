@@ -8,16 +8,27 @@ use rustix::process::{Signal, getpid, kill_process};
 
 use crate::comm::{Link, Words};
 
-/// `rank:operation:signal:after:path`: the rank gets the signal `KILL` or `STOP` before
-/// that operation of a step, counted from 0, once the file at `path` is there and `after`
-/// steps with tokens have gone by since.
+/// `rank:operation:kind:after:path`: what goes wrong with the rank at that operation of a
+/// step, counted from 0, once the file at `path` is there and `after` steps with tokens have
+/// gone by since. By `KILL` or `STOP` it gets that signal before it, and by `HANG` it does nothing
+/// more but show signs of life; from then on `FLIP` changes a bit of what it adds to a sum, and
+/// `GARBLE` one of what it gets.
 const FAULT_ENV: &str = "LLAMA_TEST_FAULT";
 
-/// A link that ends or stops its rank at one operation.
+/// What goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Signal(Signal),
+    Hang,
+    Flip,
+    Garble,
+}
+
+/// A link that is faulty at one operation.
 struct FaultyLink {
     inner: Box<dyn Link>,
     operation: u32,
-    signal: Signal,
+    kind: Kind,
     after: u32,
     path: PathBuf,
     /// Steps with tokens since the file was there.
@@ -32,18 +43,21 @@ pub(in crate::rank) fn wrap(link: Box<dyn Link>) -> Box<dyn Link> {
         return link;
     };
     let parts: Vec<&str> = wanted.splitn(5, ':').collect();
-    let [rank, operation, signal, after, path] = parts[..] else {
+    let [rank, operation, kind, after, path] = parts[..] else {
         return link;
     };
-    let signal = match signal {
-        "KILL" => Signal::KILL,
-        _ => Signal::STOP,
+    let kind = match kind {
+        "KILL" => Kind::Signal(Signal::KILL),
+        "FLIP" => Kind::Flip,
+        "GARBLE" => Kind::Garble,
+        "HANG" => Kind::Hang,
+        _ => Kind::Signal(Signal::STOP),
     };
     match (operation.parse(), after.parse()) {
         (Ok(operation), Ok(after)) if rank == link.rank().to_string() => Box::new(FaultyLink {
             inner: link,
             operation,
-            signal,
+            kind,
             after,
             path: path.into(),
             steps: 0,
@@ -54,19 +68,36 @@ pub(in crate::rank) fn wrap(link: Box<dyn Link>) -> Box<dyn Link> {
 }
 
 impl FaultyLink {
-    /// Meets the fault if the next operation is the one.
-    fn pass(&mut self) {
+    /// Whether the next operation is the one. Meets the fault there if that is a signal.
+    fn pass(&mut self) -> bool {
         // A step's first operation tells whether it has tokens.
         let reached = if self.next == 0 {
             self.after
         } else {
             self.after + 1
         };
-        if self.next == self.operation && self.steps == reached && self.path.exists() {
-            // Nothing follows a rank's end, and a rank that goes on goes on here.
-            let _ = kill_process(getpid(), self.signal);
-        }
+        let is_here = self.next == self.operation && self.path.exists();
         self.next += 1;
+        let is_reached = is_here && self.steps == reached;
+        match self.kind {
+            Kind::Flip | Kind::Garble => return is_here && self.steps >= reached,
+            Kind::Signal(signal) if is_reached => {
+                // Nothing follows a rank's end, and a rank that goes on goes on here.
+                let _ = kill_process(getpid(), signal);
+            }
+            Kind::Hang if is_reached => loop {
+                std::thread::park();
+            },
+            Kind::Signal(_) | Kind::Hang => {}
+        }
+        false
+    }
+}
+
+/// Changes a bit that matters of the first value.
+fn flip(data: &mut [f32]) {
+    if let Some(value) = data.first_mut() {
+        *value = f32::from_bits(value.to_bits() ^ (1 << 22));
     }
 }
 
@@ -80,8 +111,15 @@ impl Collective for FaultyLink {
     }
 
     fn all_reduce_sum(&mut self, data: &mut [f32]) -> Result<(), CollectiveError> {
-        self.pass();
-        self.inner.all_reduce_sum(data)
+        let is_here = self.pass();
+        if is_here && self.kind == Kind::Flip {
+            flip(data);
+        }
+        self.inner.all_reduce_sum(data)?;
+        if is_here && self.kind == Kind::Garble {
+            flip(data);
+        }
+        Ok(())
     }
 
     fn all_gather(
@@ -90,8 +128,12 @@ impl Collective for FaultyLink {
         lens: &[usize],
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        self.pass();
-        self.inner.all_gather(part, lens, out)
+        let is_here = self.pass();
+        self.inner.all_gather(part, lens, out)?;
+        if is_here && self.kind == Kind::Garble {
+            flip(out);
+        }
+        Ok(())
     }
 
     fn send_next(&mut self, data: &[f32]) -> Result<(), CollectiveError> {

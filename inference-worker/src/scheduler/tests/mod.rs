@@ -317,3 +317,28 @@ fn right_guesses_save_steps() {
         plain.0
     );
 }
+
+#[test]
+fn a_private_request_is_computed_anew_and_leaves_nothing() {
+    let limits = limits(2, 256, 9);
+    let (mut scheduler, mut ranks) = (Scheduler::new(limits), Ranks::new(limits));
+    let mut cached = |id: u64, is_private: bool| {
+        let request = Request {
+            id,
+            is_private,
+            prompt: request(1, 100, 1).prompt,
+            ..endless(1, 100, 1)
+        };
+        scheduler.submit(request).unwrap();
+        let recorded = step(&mut scheduler, &mut ranks);
+        assert!(scheduler.is_idle());
+        let (total, free) = scheduler.blocks();
+        assert_eq!(total, free);
+        recorded[0].cached_tokens
+    };
+    assert_eq!(cached(1, true), 0);
+    assert_eq!(cached(2, false), 0, "nothing was left to be found");
+    assert_eq!(cached(3, false), 96);
+    assert_eq!(cached(4, true), 0, "what is there is not used");
+    assert_eq!(scheduler.cache_use().queried_tokens, 200);
+}

@@ -88,6 +88,7 @@ impl Simulation {
             prompt_logits: self.rng.random_bool(0.2),
             salt: ["", "a"][self.rng.random_range(0..2)].to_owned(),
             adapter: None,
+            is_private: self.rng.random_bool(0.1),
             prompt,
         };
         if self.scheduler.submit(request.clone()).is_ok() {

@@ -226,6 +226,8 @@ fn launch(
             .as_ref()
             .map(AdapterSet::modules)
             .unwrap_or_default(),
+        self_test_interval: deployment.self_test_interval,
+        hang_timeout: deployment.hang_timeout,
     }
 }
 

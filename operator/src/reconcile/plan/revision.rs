@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
+use llama_contract::{HANG_TIMEOUT_SECONDS, SELF_TEST_INTERVAL_SECONDS};
 use llama_crds::v1alpha1::Topology;
 use serde::Serialize;
 
@@ -41,6 +42,11 @@ struct Inputs<'a> {
     adapters: Option<(&'a str, u8, u16)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     restart: Option<&'a str>,
+    /// Written only where they are not as usual, like the flags that workers get.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    self_test_interval: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hang_timeout: Option<u32>,
 }
 
 /// Eight hexadecimal digits.
@@ -86,6 +92,10 @@ pub fn revision(deployment: &ValidDeployment) -> String {
             .as_ref()
             .map(|set| (set.claim.as_str(), set.places, set.max_rank)),
         restart: deployment.restart.as_deref(),
+        self_test_interval: Some(deployment.self_test_interval)
+            .filter(|seconds| *seconds != SELF_TEST_INTERVAL_SECONDS),
+        hang_timeout: Some(deployment.hang_timeout)
+            .filter(|seconds| *seconds != HANG_TIMEOUT_SECONDS),
     };
     // Plain fields and maps with text keys always serialize.
     let text = serde_json::to_string(&inputs).unwrap_or_default();
