@@ -215,3 +215,26 @@ fn a_pod_tells_its_state_and_ends_in_order() {
     worker.signal(Signal::TERM);
     assert!(worker.wait().success());
 }
+
+#[test]
+fn what_the_grace_cannot_finish_ends_with_an_error() {
+    let Some(model) = embedding_model() else {
+        return;
+    };
+    let mut worker = Worker::serving(&model, &["--drain-seconds=600"]);
+    assert_eq!(worker.order("/drain?seconds=0"), 204);
+    // Far more than can be computed before the signal.
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(20);
+    let body = json!({"model": MODEL, "input": vec![text; 2000]});
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| worker.post("/v1/embeddings", &body));
+        while worker.state().running == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        worker.signal(Signal::TERM);
+        let (status, answer) = answer.join().unwrap();
+        assert_eq!(status, 503, "{answer}");
+        assert_eq!(answer["error"]["code"], "shutting_down");
+    });
+    assert!(worker.wait().success());
+}

@@ -275,6 +275,44 @@ fn a_second_sigterm_ends_unfinished_answers_with_an_error() {
 }
 
 #[test]
+fn what_the_grace_cannot_finish_ends_with_an_error_that_can_be_tried_again() {
+    let Some((model, _turn)) = model() else {
+        return;
+    };
+    let flags = ["--tensor-parallel=3", "--drain-seconds=600"];
+    let mut worker = Worker::serving(&model, &flags);
+    assert_eq!(worker.order("/drain?seconds=soon"), 400);
+    assert_eq!(worker.order("/drain?seconds=900"), 204);
+    assert_eq!(worker.order("/drain?seconds=1"), 204);
+    assert!(!worker.chat(QUESTION, 4).is_empty(), "it serves on");
+    let mut body = chat("Tell me everything you know about trees.", 8000);
+    body["ignore_eos"] = json!(true);
+    let whole = body.to_string();
+    body["stream"] = json!(true);
+    let stream = worker.stream("/v1/chat/completions", &body);
+    std::thread::scope(|scope| {
+        let whole = scope.spawn(|| {
+            let answer = worker.open("/v1/chat/completions", whole.as_bytes());
+            let again = answer.header("retry-after").map(str::to_owned);
+            (answer.status, again, answer.json())
+        });
+        while worker.state().running < 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        worker.signal(Signal::TERM);
+        let error = stream.error();
+        assert_eq!(error["code"], "shutting_down", "{error}");
+        assert_eq!(error["type"], "service_unavailable", "{error}");
+        let told = error["message"].as_str().unwrap();
+        assert!(told.contains("send the request again"), "{error}");
+        let (status, again, answer) = whole.join().unwrap();
+        assert_eq!((status, again.as_deref()), (503, Some("2")), "{answer}");
+        assert_eq!(answer["error"]["code"], "shutting_down");
+    });
+    assert_eq!(worker.wait().code(), Some(0), "{}", worker.log());
+}
+
+#[test]
 fn answers_keep_to_a_required_form() {
     let Some((model, _turn)) = model() else {
         return;

@@ -7,6 +7,7 @@ mod support;
 use k8s_openapi::api::core::v1::ContainerStateTerminated;
 use llama_contract::FailureCategory;
 use llama_crds::v1alpha1::{ConditionType, GroupPhase};
+use llama_operator::reconcile::groups::HURRIED_SECONDS;
 use proptest::prelude::*;
 use serde_json::json;
 use support::{Cluster, deployment, report};
@@ -296,8 +297,32 @@ fn answers_that_do_not_finish_hold_a_group_only_so_long() {
     };
     assert!(!is_deleting(&mut cluster));
     cluster.advance(1);
+    let plan = cluster.plan();
+    let ending = plan.groups.iter().find(|group| group.status.index == 1);
+    let ending = ending.expect("it is there");
+    let uid = cluster.pod_mut("m-1-0").metadata.uid.clone();
+    assert_eq!(ending.hurry, uid, "its worker is told");
+    let grace = ending.delete[0].grace;
+    assert!(
+        grace > Some(HURRIED_SECONDS),
+        "errors have to reach clients"
+    );
     cluster.settle();
     assert!(is_deleting(&mut cluster));
+}
+
+#[test]
+fn without_a_time_for_answers_pods_end_in_their_own_grace() {
+    let mut cluster = up(&json!({"replicas": 2}));
+    cluster.says("m-1-0", 3, 0);
+    set(&mut cluster, &json!({"replicas": 1}));
+    cluster.says("m-0-0", 5, 0);
+    cluster.settle();
+    cluster.advance(4);
+    let plan = cluster.plan();
+    let ending = plan.groups.iter().find(|group| group.status.index == 1);
+    let ending = ending.expect("it is there");
+    assert_eq!((ending.delete[0].grace, &ending.hurry), (None, &None));
 }
 
 #[test]

@@ -111,8 +111,8 @@ pub enum OnRolloutFailure {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drain {
-    /// Time that running answers get to finish, after the group takes no new ones. A
-    /// change needs no new pods.
+    /// Time that running answers get to finish, after the group takes no new ones. What has
+    /// not finished five seconds later ends with an error. A change needs no new pods.
     #[schemars(schema_with = "crate::schema::duration")]
     pub timeout: Duration,
 }

@@ -52,6 +52,12 @@ pub const STATE_PATH: &str = "/state";
 /// `PUT` path of an [`AdapterList`] on the internal port of a group's first pod, where the
 /// group was started with `--managed-lora-folder`; answers 202.
 pub const ADAPTERS_PATH: &str = "/adapters";
+/// `POST` path on the internal port that tells a worker how long its answers get once it is
+/// asked to end, by [`DRAIN_SECONDS`]: the pod's grace will be shorter than what it was started
+/// with. It never makes the time longer, and does nothing before a worker is asked to end.
+pub const DRAIN_PATH: &str = "/drain";
+/// Parameter of the query of [`DRAIN_PATH`].
+pub const DRAIN_SECONDS: &str = "seconds";
 /// `GET` path of the Prometheus metrics on the internal port.
 pub const METRICS_PATH: &str = "/metrics";
 

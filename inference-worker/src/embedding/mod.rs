@@ -20,6 +20,7 @@ use llama_contract::HEALTH_PATH;
 use llama_model::embed::{Embedder, EmbeddingTokenizer};
 use llama_model::{EmbeddingCheckpoint, ModelError};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use self::compute::Desk;
 use crate::engine::EngineStats;
@@ -85,6 +86,8 @@ pub struct EmbeddingFront {
     loaded: OnceLock<Arc<Loaded>>,
     desk: Desk,
     room: Room,
+    /// Set when what is not answered is answered no more.
+    closed: CancellationToken,
 }
 
 impl EmbeddingFront {
@@ -100,7 +103,13 @@ impl EmbeddingFront {
             loaded: OnceLock::new(),
             desk: Desk::new(parts.open_requests, parts.waiting_tokens),
             room: Room::default(),
+            closed: CancellationToken::new(),
         }
+    }
+
+    /// Ends what is not answered with an error.
+    pub fn close(&self) {
+        self.closed.cancel();
     }
 
     /// The model is here.
@@ -158,7 +167,13 @@ pub fn router(front: Arc<EmbeddingFront>) -> Router {
 
 async fn embeddings(State(front): State<Arc<EmbeddingFront>>, request: Request) -> Response {
     let metrics = Arc::clone(&front.metrics);
-    counted(&metrics, answer::answer(&front, request).await)
+    let answer = tokio::select! {
+        answer = answer::answer(&front, request) => answer,
+        () = front.closed.cancelled() => {
+            Err(ApiError::shutting_down(" and did not finish the answer"))
+        }
+    };
+    counted(&metrics, answer)
 }
 
 /// What only a model that writes could answer.

@@ -8,11 +8,11 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use llama_contract::{
-    ADAPTERS_PATH, ANSWERS_WITHIN, AdapterList, HEALTH_PATH, LIVE_PATH, METRICS_PATH, STATE_PATH,
-    StateReport,
+    ADAPTERS_PATH, ANSWERS_WITHIN, AdapterList, DRAIN_PATH, DRAIN_SECONDS, HEALTH_PATH, LIVE_PATH,
+    METRICS_PATH, STATE_PATH, StateReport,
 };
 
 use super::{AdapterError, Admission};
@@ -24,6 +24,8 @@ use crate::openai::ApiError;
 pub trait Inspect: Send + Sync + fmt::Debug {
     /// The pod as it is now, without its answers.
     fn state(&self) -> StateReport;
+    /// Answers get no more than `time` once the pod is asked to end.
+    fn limit_drain(&self, time: Duration);
     /// Whether the pod serves, or can take part in serving.
     fn admission(&self) -> Admission;
     /// The engine's numbers; zeros on pods without rank 0.
@@ -44,6 +46,7 @@ pub trait Inspect: Send + Sync + fmt::Debug {
 pub fn router(inspect: Arc<dyn Inspect>) -> Router {
     Router::new()
         .route(STATE_PATH, get(state))
+        .route(DRAIN_PATH, post(drain))
         .route(METRICS_PATH, get(metrics))
         .route(ADAPTERS_PATH, put(adapters))
         .route(HEALTH_PATH, get(health))
@@ -53,7 +56,9 @@ pub fn router(inspect: Arc<dyn Inspect>) -> Router {
 
 async fn state(State(inspect): State<Arc<dyn Inspect>>, RawQuery(query): RawQuery) -> Response {
     let mut state = inspect.state();
-    let asked = query.as_deref().and_then(answers_within);
+    let asked = query
+        .as_deref()
+        .and_then(|query| seconds(query, ANSWERS_WITHIN));
     // Clients are answered by the first pod.
     if let Some(within) = asked.filter(|_| state.node_index == 0) {
         state.answers = Some(inspect.metrics().answers(within));
@@ -61,10 +66,22 @@ async fn state(State(inspect): State<Arc<dyn Inspect>>, RawQuery(query): RawQuer
     Json(state).into_response()
 }
 
-/// The time whose answers a query asks about.
-fn answers_within(query: &str) -> Option<Duration> {
+async fn drain(State(inspect): State<Arc<dyn Inspect>>, RawQuery(query): RawQuery) -> Response {
+    let Some(time) = query
+        .as_deref()
+        .and_then(|query| seconds(query, DRAIN_SECONDS))
+    else {
+        let message = "must be a whole number of seconds in the query";
+        return ApiError::invalid_field(DRAIN_SECONDS, message).into_response();
+    };
+    inspect.limit_drain(time);
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// The time that the parameter `name` of a query is, in seconds.
+fn seconds(query: &str, name: &str) -> Option<Duration> {
     let mut parts = query.split('&').filter_map(|part| part.split_once('='));
-    let (_, seconds) = parts.find(|(name, _)| *name == ANSWERS_WITHIN)?;
+    let (_, seconds) = parts.find(|(found, _)| *found == name)?;
     seconds.parse().ok().map(Duration::from_secs)
 }
 

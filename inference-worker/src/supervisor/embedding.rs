@@ -13,6 +13,7 @@ use llama_model::embedding::{EmbeddingMemory, EmbeddingRequest};
 use tokio::sync::watch;
 
 use super::args::ServeArgs;
+use super::drain::DrainTime;
 use super::serving::Servers;
 use super::{FLUSH, Signals, internal};
 use crate::cgroup::{Cgroup, usable_cores};
@@ -121,6 +122,8 @@ struct EmbeddingState {
     front: Arc<EmbeddingFront>,
     admission: watch::Sender<Admission>,
     metrics: Arc<Metrics>,
+    /// How long answers get once the pod is asked to end.
+    drain: DrainTime,
     /// Bytes of the files.
     bytes: u64,
     is_loaded: AtomicBool,
@@ -164,6 +167,10 @@ impl Inspect for EmbeddingState {
         }
     }
 
+    fn limit_drain(&self, time: Duration) {
+        self.drain.limit(time);
+    }
+
     fn admission(&self) -> Admission {
         self.admission.borrow().clone()
     }
@@ -202,6 +209,7 @@ async fn serve(
         front: Arc::clone(&front),
         admission,
         metrics,
+        drain: DrainTime::new(launch.drain_seconds),
         bytes: checkpoint.files().iter().map(|file| file.len).sum(),
         is_loaded: AtomicBool::new(false),
     });
@@ -221,7 +229,7 @@ async fn serve(
     tracing::info!("the embedding model is ready");
 
     signals.asked().await;
-    let drain = Duration::from_secs(launch.drain_seconds.into());
+    let drain = state.drain.get();
     tracing::info!(seconds = drain.as_secs(), "finish what is asked, then end");
     state.admission.send_replace(Admission::Draining);
     tokio::select! {
@@ -229,6 +237,7 @@ async fn serve(
         // Twice means at once.
         () = signals.asked() => {}
     }
+    front.close();
     servers.close(FLUSH).await;
     Ok(())
 }

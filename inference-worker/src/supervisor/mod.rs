@@ -5,6 +5,7 @@ pub mod args;
 mod cause;
 mod children;
 mod devices;
+mod drain;
 mod embedding;
 mod idle;
 mod memory;
@@ -29,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 use self::args::ServeArgs;
 use self::cause::{Sight, first_cause, is_hearsay_of};
 use self::children::Children;
+use self::drain::DrainTime;
 use self::preflight::Prepared;
 use self::retest::Retest;
 use self::self_test::Question;
@@ -331,6 +333,7 @@ impl<'a> Pod<'a> {
             rack: racks,
             self_test: OnceLock::new(),
             repeats: AtomicU32::new(0),
+            drain: DrainTime::new(launch.drain_seconds),
             metrics,
             silences: Mutex::default(),
         });
@@ -371,7 +374,7 @@ impl<'a> Pod<'a> {
         let now = Instant::now();
         // What is asked now is taken back.
         self.retest = None;
-        let drain = Duration::from_secs(self.args.launch.drain_seconds.into());
+        let drain = state.drain.get();
         self.stopping = match self.stopping {
             Stopping::No => {
                 tracing::info!(

@@ -14,16 +14,16 @@ use crate::comm::SILENCE_LIMIT;
 use crate::engine::EngineClient;
 use crate::failure::Failure;
 
+/// Whether the ranks have answered as the first time.
+type Answer = Result<bool, Failure>;
+
 /// Asks the golden question again when there is time.
 #[derive(Debug)]
 pub(super) struct Retest {
     question: Question,
     watch: IdleWatch,
     /// The answer that is waited for. Dropping the task takes the question back.
-    asked: Option<(
-        AbortOnDropHandle<()>,
-        oneshot::Receiver<Result<bool, Failure>>,
-    )>,
+    asked: Option<(AbortOnDropHandle<()>, oneshot::Receiver<Answer>)>,
 }
 
 impl Retest {
@@ -46,7 +46,7 @@ impl Retest {
         engine: &EngineClient,
         first: &SelfTestReport,
         silence: Duration,
-    ) -> Option<Result<bool, Failure>> {
+    ) -> Option<Answer> {
         if let Some((_, answer)) = &mut self.asked {
             let answer = match answer.try_recv() {
                 Ok(answer) => answer,

@@ -10,6 +10,7 @@ use llama_contract::{
 };
 use tokio::sync::watch;
 
+use super::drain::DrainTime;
 use crate::comm::board::Board;
 use crate::comm::millis;
 use crate::engine::{EngineClient, EngineStats};
@@ -42,6 +43,8 @@ pub(super) struct PodState {
     pub(super) self_test: OnceLock<SelfTestReport>,
     /// How often it was given again.
     pub(super) repeats: AtomicU32,
+    /// How long answers get once the pod is asked to end.
+    pub(super) drain: DrainTime,
     /// The pod's metrics.
     pub(super) metrics: Arc<Metrics>,
     /// How long each rank's heartbeat has stood still.
@@ -153,6 +156,10 @@ impl Inspect for PodState {
                 _ => None,
             },
         }
+    }
+
+    fn limit_drain(&self, time: Duration) {
+        self.drain.limit(time);
     }
 
     fn admission(&self) -> Admission {

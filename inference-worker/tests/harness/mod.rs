@@ -223,6 +223,14 @@ impl Worker {
         });
     }
 
+    /// Tells the internal port something; its status.
+    pub(crate) fn order(&self, path: &str) -> u16 {
+        let stream = self.net.connect(self.internal).expect("it listens");
+        request(stream, "POST", path, b"")
+            .expect("it answers")
+            .status
+    }
+
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         self.net.get(self.api, path)
     }

@@ -11,7 +11,8 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use llama_contract::{
-    ADAPTERS_PATH, ANSWERS_WITHIN, AdapterList, INTERNAL_PORT, RankMemory, STATE_PATH, StateReport,
+    ADAPTERS_PATH, ANSWERS_WITHIN, AdapterList, DRAIN_PATH, DRAIN_SECONDS, INTERNAL_PORT,
+    RankMemory, STATE_PATH, StateReport,
 };
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -164,6 +165,29 @@ impl States {
             Err(_) => tracing::warn!(uid = question.uid, "a worker was not told its adapters"),
         }
         self.put(question, 1).await;
+    }
+
+    /// Tells a pod that its answers get no more than `seconds` once it is asked to end. One
+    /// that does not hear it is ended all the same, and its clients are cut off.
+    pub async fn hurry(&self, pod: &Question, seconds: u32) {
+        let socket = SocketAddr::new(pod.address, INTERNAL_PORT);
+        let path = format!("{DRAIN_PATH}?{DRAIN_SECONDS}={seconds}");
+        let told = tokio::time::timeout(
+            ANSWER_WITHIN,
+            send(socket, Method::POST, &path, Bytes::new()),
+        )
+        .await;
+        let error = match told {
+            Ok(Ok((status, _))) if status.is_success() => return,
+            Ok(Ok((status, _))) => status.to_string(),
+            Ok(Err(error)) => error,
+            Err(_) => "it does not answer".to_owned(),
+        };
+        tracing::warn!(
+            uid = pod.uid,
+            error,
+            "a worker was not told to end its answers"
+        );
     }
 
     /// Without an answer the pod has `blame` more failures.

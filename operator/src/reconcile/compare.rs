@@ -167,6 +167,17 @@ fn takes_longer(before: &TimeFigures, after: &TimeFigures, percent: u32) -> bool
     average(after) - allowed * average(before) > BEYOND_CHANCE * chance
 }
 
+/// What is said when all groups have moved, the last one at `since`, and answers are still
+/// compared.
+pub fn watch(since: Option<Timestamp>, window: Option<Duration>) -> String {
+    let until = since.and_then(|since| since.checked_add(window.unwrap_or_default()).ok());
+    let until = until.map_or_else(String::new, |until| format!(" until {until}"));
+    format!(
+        "all groups have moved; the revision can still be given up for its answers{until} \
+         (spec.rollout.rollbackOn.window)"
+    )
+}
+
 /// What was compared, in a sentence.
 pub fn summary(compared: &RevisionComparison) -> String {
     let (old, new) = (&compared.old, &compared.new);
@@ -175,14 +186,15 @@ pub fn summary(compared: &RevisionComparison) -> String {
         (0, _) | (_, 0) => None,
         _ => Some(format!("{} against {}", millis(after), millis(before))),
     };
-    let mut text = failures(compared);
-    if let Some(times) = against(&old.first_token, &new.first_token) {
-        text.push_str(&format!(", to the first token {times}"));
-    }
-    if let Some(times) = against(&old.between_tokens, &new.between_tokens) {
-        text.push_str(&format!(", from token to token {times}"));
-    }
-    text
+    let first = against(&old.first_token, &new.first_token)
+        .map(|times| format!("to the first token {times}"));
+    let between = against(&old.between_tokens, &new.between_tokens)
+        .map(|times| format!("from token to token {times}"));
+    let parts: Vec<_> = [Some(failures(compared)), first, between]
+        .into_iter()
+        .flatten()
+        .collect();
+    parts.join(", ")
 }
 
 fn failures(compared: &RevisionComparison) -> String {

@@ -243,21 +243,16 @@ async fn round(object: &LlamaDeployment, context: &Arc<Context>) -> Result<Actio
     }
     let mut asked = golden::unanswered(&plan, &status, &observed);
     asked.extend(unmeasured(&plan, &observed, context));
-    let (groups, templates) = (&plan.groups, &plan.templates);
-    asked.extend(adapters::untold(
-        groups,
-        templates,
-        &observed,
-        &status.adapters,
-    ));
+    let (groups, known) = (&plan.groups, &status.adapters);
+    asked.extend(adapters::untold(groups, &plan.templates, &observed, known));
     if tell_adapters(&plan, &observed, context) {
         next = next.min(ANSWER_PAUSE);
     }
-    let within = deployment.answers_within();
-    if ask_later(&asked, (&observed, within), context) {
+    let about = (&observed, deployment.answers_within());
+    if ask_later(&asked, about, context) {
         next = next.min(ANSWER_PAUSE);
     }
-    ask_how_far(&plan, (&observed, within), context);
+    ask_how_far(&plan, about, context);
     Ok(Action::requeue(next.min(SAFETY_ROUND)))
 }
 
@@ -293,6 +288,7 @@ impl Step<'_> {
         }
         let settings = &context.settings.worker;
         let mut plan = plan::plan(self.object, deployment, settings, observed, previous, now);
+        hurry(&plan, observed, context).await;
         let applied = apply::apply(context, &deployment.namespace, &plan, observed, now).await?;
         plan.note_places(&applied);
         Ok((plan, applied))
@@ -338,6 +334,20 @@ fn note_user(meta: &ObjectMeta, cache: Option<&source::Cache>, context: &Context
 pub(crate) fn is_paused<K: ResourceExt>(object: &K) -> bool {
     let value = object.annotations().get(labels::PAUSE);
     value.is_some_and(|value| value == labels::TRUE)
+}
+
+/// Tells first pods whose answers have had their time how little they get now.
+async fn hurry(plan: &plan::Plan, observed: &Observed, context: &Context) {
+    let told = |pod: &PodView<'_>| {
+        let mut groups = plan.groups.iter();
+        groups.any(|group| group.hurry.as_deref() == Some(pod.uid))
+    };
+    let seconds = groups::HURRIED_SECONDS;
+    let pods: Vec<_> = questions((observed, None), told).collect();
+    let tellings = pods
+        .iter()
+        .map(|pod| context.cluster.states.hurry(pod, seconds));
+    futures::future::join_all(tellings).await;
 }
 
 /// Asks the first pods of groups how busy they are.

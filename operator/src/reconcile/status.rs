@@ -291,7 +291,8 @@ impl<'a> View<'a> {
         let mut message = self.rollout_message();
         if let (Some(compared), None) = (&course.comparison, &course.failure) {
             if message.is_empty() {
-                message = self.watch_message(progressed_at.as_ref());
+                let since = progressed_at.as_ref().map(|since| since.0);
+                message = compare::watch(since, self.deployment.answers_within());
             }
             message = format!("{message}; {}", compare::summary(compared));
         }
@@ -303,17 +304,6 @@ impl<'a> View<'a> {
             failure: course.failure.clone(),
             comparison: course.comparison.clone(),
         })
-    }
-
-    /// All groups have moved, and the answers of the new revision are still compared.
-    fn watch_message(&self, since: Option<&Time>) -> String {
-        let window = self.deployment.answers_within().unwrap_or_default();
-        let until = since.and_then(|since| since.0.checked_add(window).ok());
-        let until = until.map_or_else(String::new, |until| format!(" until {until}"));
-        format!(
-            "all groups have moved; the revision can still be given up for its answers{until} \
-             (spec.rollout.rollbackOn.window)"
-        )
     }
 
     fn rollout_message(&self) -> String {

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use llama_crds::v1alpha1::{GroupPhase, GroupStatus};
 
-use super::{FAILED_GRACE_SECONDS, Group, GroupPlan, Hook, deletions, ending_message, nodes};
+use super::{
+    FAILED_GRACE_SECONDS, Group, GroupPlan, Hook, OVERDUE_GRACE_SECONDS, deletions, ending_message,
+    nodes,
+};
 use crate::reconcile::pods::PodView;
 
 /// Time until every node has heard that clients are to be sent elsewhere.
@@ -39,7 +42,7 @@ impl Group<'_> {
     }
 
     /// Waits for what is under way, and then deletes the pods. What is left when the time
-    /// is up gets the grace of the pods to end in.
+    /// is up gets a short grace to end in, and an error if it does not.
     fn finish_answers(&self, mut plan: GroupPlan, since: Duration) -> GroupPlan {
         if plan.hook.is_some() || since < UNHOOKED_WITHIN {
             plan.wake_after = Some(UNHOOKED_WITHIN.saturating_sub(since).max(LOOK_EVERY));
@@ -65,8 +68,11 @@ impl Group<'_> {
             );
             return plan.in_phase(GroupPhase::Draining, message);
         }
-        let overdue = plan.load.is_some_and(|load| load > 0);
-        plan.delete = deletions(&self.pods, overdue.then_some(FAILED_GRACE_SECONDS));
+        // Where the spec sets no time, the pods' own grace is the time.
+        let overdue = limit.is_some() && plan.load.is_some_and(|load| load > 0);
+        plan.delete = deletions(&self.pods, overdue.then_some(OVERDUE_GRACE_SECONDS));
+        let leader = self.pods.iter().find(|pod| pod.node == 0 && overdue);
+        plan.hurry = leader.map(|pod| pod.uid.to_owned());
         plan.wake_after = Some(Duration::from_mins(1));
         let message = ending_message(&self.pods, self.situation.now);
         plan.in_phase(GroupPhase::Draining, message)

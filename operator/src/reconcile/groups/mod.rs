@@ -31,6 +31,11 @@ pub use members::{Course, needs_loads, needs_room};
 pub const STABLE_AFTER: Duration = Duration::from_mins(10);
 /// Grace of pods whose group has failed: no answer of theirs can be finished.
 const FAILED_GRACE_SECONDS: u32 = 10;
+/// Grace of pods whose answers have not finished in time. The worker is told to end them
+/// within [`HURRIED_SECONDS`], so that each gets an error and none is cut off.
+const OVERDUE_GRACE_SECONDS: u32 = 10;
+/// What answers get of that grace; the rest is for errors to reach clients.
+pub const HURRIED_SECONDS: u32 = 5;
 
 /// Whether pods of the revision that the spec asks for may be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +103,9 @@ pub struct GroupPlan {
     pub avoid: BTreeSet<String>,
     /// Pods to delete.
     pub delete: Vec<Deletion>,
+    /// UID of the first pod, where it is to be told before that its answers get
+    /// [`HURRIED_SECONDS`] only.
+    pub hurry: Option<String>,
     /// Whether clients are sent to it.
     pub hook: Option<Hook>,
     /// Pods that wait for nodes.
@@ -133,6 +141,7 @@ impl GroupPlan {
             create: Vec::new(),
             avoid: BTreeSet::new(),
             delete: Vec::new(),
+            hurry: None,
             hook: None,
             place: None,
             failure: None,
