@@ -24,6 +24,8 @@ pub const RANK0: &str = "llmops.dev/rank0";
 pub const SERVING: &str = "llmops.dev/serving";
 /// Scheduling gate of pods that wait until nodes are chosen for their whole group.
 pub const GANG_GATE: &str = "llmops.dev/gang";
+/// Name of the pool that was chosen for a pod.
+pub const POOL: &str = "llmops.dev/pool";
 /// Annotation with the node that was chosen for a pod.
 pub const ASSIGNED_NODE: &str = "llmops.dev/assigned-node";
 /// Annotation with the time at which it was chosen.

@@ -391,6 +391,18 @@ fn the_smallest_gpu_of_the_nodes_that_pods_may_run_on_counts() {
     assert_eq!(least(json!({})), Some(40_000));
     let pool = json!({"pool": "a"});
     assert_eq!(least(json!({"nodeSelector": pool})), Some(81_559));
+    let (first, open) = (json!({"pool": "a"}), json!([{"operator": "Exists"}]));
+    let of = |name: &str, selector: &Value, tolerations: Value| json!({"name": name, "nodeSelector": selector, "tolerations": tolerations});
+    let (a, b) = (
+        of("a", &first, json!([])),
+        of("b", &json!({"pool": "b"}), json!([])),
+    );
+    assert_eq!(least(json!({"pools": [a, b]})), Some(40_000));
+    assert_eq!(least(json!({"pools": [a]})), Some(81_559));
+    assert_eq!(
+        least(json!({"pools": [b, of("c", &first, open)]})),
+        Some(24_000)
+    );
     assert_eq!(least(json!({"nodeSelector": {"pool": "c"}})), None);
     for (toleration, expected) in [
         (json!({"key": "gpu", "operator": "Exists"}), 24_000),

@@ -19,7 +19,7 @@ use kube::{Client, ResourceExt};
 use llama_crds::v1alpha1::{ConditionType, LlamaDeployment};
 use llama_operator::args::Args;
 use llama_operator::reconcile::status;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const NAMESPACE: &str = "default";
 const WITHIN: Duration = Duration::from_mins(1);
@@ -52,7 +52,8 @@ async fn two_groups_that_want_most_gpus_never_hold_half_each() -> anyhow::Result
                 .await
                 .with_context(|| format!("try {attempt}"))?;
         }
-        the_topology_that_is_required_is_waited_for(&client).await
+        the_topology_that_is_required_is_waited_for(&client).await?;
+        a_group_lies_in_the_first_pool_with_room(&client).await
     };
     tokio::select! {
         ended = program => bail!("the operator ended: {ended:?}"),
@@ -115,6 +116,82 @@ async fn the_topology_that_is_required_is_waited_for(client: &Client) -> anyhow:
     remove(client, "c").await
 }
 
+/// Two kinds of nodes, each tainted: admission adds tolerations of its own, which stay.
+async fn a_group_lies_in_the_first_pool_with_room(client: &Client) -> anyhow::Result<()> {
+    for (name, kind) in [("h-0", "h100"), ("a-0", "a100"), ("a-1", "a100")] {
+        make_node(client, name, "r3").await?;
+        let taint = json!({"key": "kind", "value": kind, "effect": "NoSchedule"});
+        let of_kind = json!({
+            "metadata": {"labels": {"kind": kind}}, "spec": {"taints": [taint]},
+        });
+        let nodes: Api<Node> = Api::all(client.clone());
+        let params = PatchParams::default();
+        nodes.patch(name, &params, &Patch::Merge(of_kind)).await?;
+    }
+    let pools = ["h100", "a100"].map(|kind| {
+        let toleration = json!({"key": "kind", "value": kind, "effect": "NoSchedule"});
+        json!({"name": kind, "nodeSelector": {"kind": kind}, "tolerations": [toleration]})
+    });
+    let placement = json!({"pools": pools});
+    // One node of the first pool: two pods lie in the second, although the first takes one.
+    create_with(client, "d", 2, placement.clone()).await?;
+    let nodes = until("a group of two gets the second pool", async || {
+        let nodes = bound(client, "d").await?;
+        Ok((nodes.len() == 2).then_some(nodes))
+    })
+    .await?;
+    ensure!(nodes == ["a-0", "a-1"], "{nodes:?}");
+    create_with(client, "e", 1, placement.clone()).await?;
+    let nodes = until("a pod alone gets the first pool", async || {
+        let nodes = bound(client, "e").await?;
+        Ok((nodes.len() == 1).then_some(nodes))
+    })
+    .await?;
+    ensure!(nodes == ["h-0"], "{nodes:?}");
+    until("status tells the pools", async || {
+        let told = [pool(client, "d").await?, pool(client, "e").await?];
+        Ok((told == ["a100", "h100"]).then_some(()))
+    })
+    .await?;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let tolerations = pods
+        .get("e-0-0")
+        .await?
+        .spec
+        .and_then(|spec| spec.tolerations);
+    let keys: Vec<_> = tolerations
+        .iter()
+        .flatten()
+        .filter_map(|toleration| toleration.key.as_deref())
+        .collect();
+    ensure!(keys.contains(&"kind"), "{keys:?}");
+    ensure!(keys.contains(&"node.kubernetes.io/not-ready"), "{keys:?}");
+    create_with(client, "f", 1, placement).await?;
+    let said = until("the next waits", async || {
+        let said = scheduled(client, "f").await?;
+        Ok(said.starts_with("False/InsufficientRoom").then_some(said))
+    })
+    .await?;
+    ensure!(said.contains("pool h100: none has 6, h-0 has 2"), "{said}");
+    ensure!(said.contains("pool a100: none has 6, a-0 has 2"), "{said}");
+    remove(client, "e").await?;
+    until("the next gets the room that is free again", async || {
+        end_deleted_pods(client).await?;
+        Ok((bound(client, "f").await? == ["h-0"]).then_some(()))
+    })
+    .await?;
+    remove(client, "d").await?;
+    remove(client, "f").await
+}
+
+/// The pool of the first group.
+async fn pool(client: &Client, name: &str) -> anyhow::Result<String> {
+    let deployments: Api<LlamaDeployment> = Api::namespaced(client.clone(), NAMESPACE);
+    let status = deployments.get(name).await?.status.unwrap_or_default();
+    let group = status.groups.into_iter().next();
+    Ok(group.and_then(|group| group.pool).unwrap_or_default())
+}
+
 async fn install_crd(client: &Client) -> anyhow::Result<()> {
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     for crd in llama_crds::crds() {
@@ -157,17 +234,27 @@ async fn make_node(client: &Client, name: &str, rack: &str) -> anyhow::Result<()
 }
 
 async fn create(client: &Client, name: &str, rack: Option<&str>) -> anyhow::Result<()> {
-    let deployments: Api<LlamaDeployment> = Api::namespaced(client.clone(), NAMESPACE);
     let topology = rack.map(|key| json!({"topology": {"required": key}}));
+    create_with(client, name, 2, topology.unwrap_or(json!({}))).await
+}
+
+/// A group of `pods` that want six GPUs each.
+async fn create_with(
+    client: &Client,
+    name: &str,
+    pods: i32,
+    placement: Value,
+) -> anyhow::Result<()> {
+    let deployments: Api<LlamaDeployment> = Api::namespaced(client.clone(), NAMESPACE);
     let object = json!({
         "apiVersion": "llmops.dev/v1alpha1", "kind": "LlamaDeployment",
         "metadata": {"name": name},
         "spec": {
             "model": {"source": {"image": {"reference": "models:1", "path": "/m.gguf"}}},
             "planPolicy": "Disabled",
-            "parallelism": {"tensor": 6, "pipeline": 2, "nodes": 2},
+            "parallelism": {"tensor": 6, "pipeline": pods, "nodes": pods},
             "resources": {"accelerator": "Gpu", "cpu": "1", "memory": "1Gi"},
-            "placement": topology.unwrap_or(json!({})),
+            "placement": placement,
         },
     });
     deployments

@@ -235,6 +235,7 @@ fn the_revision_follows_what_pods_are_made_from() {
         json!({"context": {"maxTokens": 5}}),
         json!({"placement": {"nodeSelector": {"a": "b"}}}),
         json!({"placement": {"priorityClassName": "p"}}),
+        json!({"placement": {"pools": [{"name": "a"}]}}),
     ] {
         assert_ne!(revision(&other), base, "{other}");
     }

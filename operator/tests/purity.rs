@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 27] = [
+const PURE: [&str; 28] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/bounds.rs",
@@ -14,6 +14,7 @@ const PURE: [&str; 27] = [
     "src/reconcile/failure.rs",
     "src/reconcile/waiting.rs",
     "src/reconcile/groups",
+    "src/reconcile/no_room.rs",
     "src/reconcile/placement.rs",
     "src/reconcile/policy.rs",
     "src/reconcile/rollout.rs",

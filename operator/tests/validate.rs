@@ -117,6 +117,27 @@ fn a_kv_cache_in_8_bits_is_for_cpu_cores() {
 }
 
 #[test]
+fn pools_can_be_told_apart_and_reached() {
+    let words = |placement: Value| refused_with(&json!({"placement": placement})).to_string();
+    let pool = |name: &str| json!({"name": name, "nodeSelector": {"zone": "b"}});
+    assert_eq!(
+        words(json!({"pools": [pool("x"), pool("x")]})),
+        "spec.placement.pools has two pools named x; names must differ"
+    );
+    assert!(words(json!({"nodeSelector": {"zone": "a"}, "pools": [pool("x")]})).contains("zone=b"));
+    let nine: Vec<_> = (0..9).map(|index| pool(&index.to_string())).collect();
+    assert!(words(json!({"pools": nine})).contains("9 pools, of at most 8"));
+    let same = json!({"nodeSelector": {"zone": "b"}, "pools": [pool("x"), pool("y")]});
+    assert_eq!(
+        valid_with(&json!({"placement": same}))
+            .placement
+            .pools
+            .len(),
+        2
+    );
+}
+
+#[test]
 fn a_cache_wants_bytes_that_are_known_beforehand() {
     let cache = json!({"claimName": "models", "size": "500Gi"});
     let of = |name: &str, source: serde_json::Value| json!({"model": {"source": {"pvc": null, name: source}, "cache": cache.clone()}});

@@ -16,6 +16,7 @@ mod comparison;
 mod duration;
 mod llama_model;
 mod model;
+mod placement;
 mod plan;
 mod spec;
 mod status;
@@ -35,14 +36,15 @@ pub use model::{
     HttpSource, HuggingFaceSource, ImagePullPolicy, ImageSource, KeyReference, MIN_CACHE_BYTES,
     Model, ModelCache, ModelFile, ModelSource, NameReference, PvcSource, S3Source,
 };
+pub use placement::{Gang, MAX_POOLS, NodePool, Placement, Topology};
 pub use plan::{
     AlternativeContext, AlternativeResources, AlternativeSpec, DeploymentPlan, FailedInspection,
     PlanAlternative, PlanMeasured, PlanPolicy, PlannedLayout, PlannedModel, PlannedShare,
 };
 pub use spec::{
-    Accelerator, Context, Gang, Gpu, KvCache, KvCacheDtype, LlamaDeployment, LlamaDeploymentSpec,
+    Accelerator, Context, Gpu, KvCache, KvCacheDtype, LlamaDeployment, LlamaDeploymentSpec,
     MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism,
-    Placement, Resources, Topology,
+    Resources,
 };
 pub use status::{
     ConditionType, DrainReason, DrainStatus, FailureMark, GroupFailure, GroupPhase, GroupProgress,

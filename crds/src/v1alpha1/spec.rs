@@ -1,8 +1,5 @@
 //! What the user asks for.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -10,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::adapters::Adapters;
 use super::change::{Drain, FailurePolicy, Preflight, Restart, Rollout};
-use super::duration::Duration;
 use super::model::Model;
+use super::placement::Placement;
 use super::{LlamaDeploymentStatus, PlanPolicy};
 
 /// Longest name of a LlamaDeployment: `<name>-<group>-<node>` must be a host name
@@ -329,70 +326,4 @@ pub enum KvCacheDtype {
     F16,
     /// 8-bit integers with a scale for every 32 of them.
     Int8,
-}
-
-/// Which nodes the pods may run on.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Placement {
-    /// Labels that a node must have.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "crate::schema::node_selector")]
-    pub node_selector: BTreeMap<String, String>,
-
-    /// Taints that the pods tolerate.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "crate::schema::tolerations")]
-    pub tolerations: Vec<Toleration>,
-
-    /// PriorityClass of the pods. The cluster's default when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
-    pub priority_class_name: Option<String>,
-
-    /// Keep the pods of a group near each other.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub topology: Option<Topology>,
-
-    /// How the pods of a group get their nodes together.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub gang: Option<Gang>,
-}
-
-/// Keep the pods of a group near each other. At most one of the two.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("!(has(self.required) && has(self.preferred))").message("at most one of required and preferred may be set")
-)]
-pub struct Topology {
-    /// Label of nodes, such as topology.kubernetes.io/rack: all pods of a group run on
-    /// nodes with one value of it, or not at all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 317))]
-    pub required: Option<String>,
-
-    /// The same where there is room, and anywhere else where there is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 317))]
-    pub preferred: Option<String>,
-}
-
-/// How the pods of a group get their nodes together.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Gang {
-    /// Time that the pods of a group get to reach the nodes chosen for them; then the
-    /// nodes are given back and others are chosen.
-    #[serde(default = "Duration::ten_minutes")]
-    #[schemars(schema_with = "crate::schema::duration")]
-    pub timeout: Duration,
-}
-
-impl Default for Gang {
-    fn default() -> Self {
-        Self {
-            timeout: Duration::ten_minutes(),
-        }
-    }
 }

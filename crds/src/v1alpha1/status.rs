@@ -151,6 +151,11 @@ pub struct GroupStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<GroupProgress>,
 
+    /// The pool of spec.placement.pools in which the group lies, once it was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub pool: Option<String>,
+
     /// Nodes that run the group's pods, in order of the pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 253)))]
@@ -495,6 +500,8 @@ reasons! {
     Unschedulable,
     /// No nodes are free for all pods of a group together.
     InsufficientRoom,
+    /// spec.placement.pools is set, and the operator may not see nodes to choose a pool.
+    NodesNotVisible,
     /// spec.rollout.paused is set, and groups of the old revision are left.
     RolloutPaused,
     /// A group of the new revision failed; the others stay as they are.

@@ -14,7 +14,7 @@ use super::kinds::{ClusterNode, PlacedPod, Requests};
 use super::known::KnownNode;
 use super::store::version;
 use crate::labels;
-use crate::reconcile::placement::Seat;
+use crate::reconcile::placement::Assignment;
 use crate::reconcile::quantity;
 
 /// Resource that every pod takes one of.
@@ -186,18 +186,18 @@ impl Capacity {
     /// Chooses nodes for the pods with these UIDs, each of which asks for `each`, and
     /// takes them: what is chosen next sees them taken, although no write has said so yet.
     /// `None` while it is not known what is free.
-    pub fn reserve<E>(
+    pub fn reserve<'n, E>(
         &self,
         uids: Vec<String>,
         each: &Amounts,
-        choose: impl FnOnce(&[NodeRoom]) -> Result<Vec<Seat>, E>,
-    ) -> Option<Result<(Vec<Seat>, Reservation<'_>), E>> {
+        choose: impl FnOnce(&[NodeRoom]) -> Result<Assignment<'n>, E>,
+    ) -> Option<Result<(Assignment<'n>, Reservation<'_>), E>> {
         let mut inner = self.lock();
         let chosen = match choose(&inner.rooms()?) {
             Ok(chosen) => chosen,
             Err(why) => return Some(Err(why)),
         };
-        for (uid, seat) in uids.iter().zip(&chosen) {
+        for (uid, seat) in uids.iter().zip(&chosen.seats) {
             // What the API server said of a pod stays, however the write ends.
             if inner.pods.contains_key(uid) {
                 continue;
@@ -434,6 +434,7 @@ fn requests(pod: &PlacedPod) -> Amounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reconcile::placement::Seat;
     use serde_json::{Value, json};
 
     fn node(name: &str, gpus: &str) -> ClusterNode {
@@ -503,7 +504,11 @@ mod tests {
             node: "a".to_owned(),
             hostname: "a".to_owned(),
         };
-        let chosen = capacity.reserve(vec!["1".to_owned()], &each, |_| Ok::<_, ()>(vec![seat]));
+        let assignment = Assignment {
+            pool: None,
+            seats: vec![seat],
+        };
+        let chosen = capacity.reserve(vec!["1".to_owned()], &each, |_| Ok::<_, ()>(assignment));
         chosen.expect("known").expect("chosen").1
     }
 

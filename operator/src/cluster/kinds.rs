@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    ContainerStateTerminated, ContainerStateWaiting, PodCondition, ServicePort, Taint,
+    ContainerStateTerminated, ContainerStateWaiting, PodCondition, ServicePort, Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
@@ -101,14 +101,44 @@ pub struct WorkerPod {
 
 /// What a pod asks for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", from = "WholePodSpec")]
 pub struct WorkerPodSpec {
     /// The node that it was bound to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
     /// What keeps the scheduler from looking at it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scheduling_gates: Vec<SchedulingGate>,
+    /// Taints that it tolerates, while something keeps the scheduler from looking at it:
+    /// whoever chooses its node may add some.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WholePodSpec {
+    #[serde(default)]
+    node_name: Option<String>,
+    #[serde(default)]
+    scheduling_gates: Vec<SchedulingGate>,
+    #[serde(default)]
+    tolerations: Vec<Toleration>,
+}
+
+impl From<WholePodSpec> for WorkerPodSpec {
+    fn from(whole: WholePodSpec) -> Self {
+        let tolerations = if whole.scheduling_gates.is_empty() {
+            Vec::new()
+        } else {
+            whole.tolerations
+        };
+        Self {
+            node_name: whole.node_name,
+            scheduling_gates: whole.scheduling_gates,
+            tolerations,
+        }
+    }
 }
 
 /// A name that keeps the scheduler from looking at a pod.

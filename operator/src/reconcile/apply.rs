@@ -8,13 +8,14 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::{Api, Resource, ResourceExt};
+use llama_crds::v1alpha1::NodePool;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::canonical;
-use super::groups::{Deletion, GroupPlan, Hook, Placing};
-use super::placement::{self, Assignment, HOSTNAME, Need};
+use super::groups::{Deletion, GroupPlan, Hook, Placing, Unplaced};
+use super::placement::{self, Assignment, HOSTNAME, Need, Seat};
 use super::plan::{Plan, TOKEN_KEY};
 use super::{Error, observe::Observed};
 use crate::cluster::kinds::{OwnBudget, OwnService, PlacedPod, StoredRevision, WorkerPod};
@@ -323,14 +324,14 @@ impl Work<'_> {
         let capacity = &context.cluster.capacity;
         let index = u32::try_from(group.status.index).unwrap_or_default();
         let need = Need::of(&template.deployment, placing.avoid.clone());
-        let uids = placing.pods.iter().map(|(_, uid, _)| uid.clone()).collect();
+        let uids = placing.pods.iter().map(|pod| pod.uid.clone()).collect();
         let chosen = capacity.reserve(uids, &need.each, |nodes| placement::place(&need, nodes));
         match chosen {
             None => Ok(()),
             // Taken until the pods say so themselves.
             Some(Ok((assignment, _reservation))) => {
                 self.open_gates(placing, &assignment, now).await?;
-                let first = placing.pods.first().map(|(name, ..)| name.clone());
+                let first = placing.pods.first().map(|pod| pod.name.clone());
                 self.applied.placed.extend(first.map(|name| (index, name)));
                 Ok(())
             }
@@ -344,26 +345,13 @@ impl Work<'_> {
     async fn open_gates(
         &mut self,
         placing: &Placing,
-        assignment: &Assignment,
+        assignment: &Assignment<'_>,
         now: Timestamp,
     ) -> Result<(), Error> {
-        for ((name, uid, gates), seat) in placing.pods.iter().zip(assignment) {
-            let gates: Vec<_> = gates.iter().map(|gate| json!({"name": gate})).collect();
-            let patch = json!({
-                "metadata": {
-                    "uid": uid,
-                    "annotations": {
-                        labels::ASSIGNED_NODE: seat.node,
-                        labels::ASSIGNED_AT: now.to_string(),
-                    },
-                },
-                "spec": {
-                    "nodeSelector": {HOSTNAME: seat.hostname},
-                    "schedulingGates": gates,
-                },
-            });
+        for (pod, seat) in placing.pods.iter().zip(&assignment.seats) {
+            let patch = opening(pod, seat, assignment.pool, now);
             let written = self
-                .patch_pod(name, &patch, "choose a node for pod")
+                .patch_pod(&pod.name, &patch, "choose a node for pod")
                 .await?;
             if let Some(written) = written {
                 let cluster = &self.context.cluster;
@@ -458,6 +446,35 @@ impl Work<'_> {
             Err(source) => Err(Error::api("apply", format!("{attempt} {name}"), source)),
         }
     }
+}
+
+/// The patch that sends `pod` to `seat` in `pool` and lets the scheduler look at it.
+fn opening(pod: &Unplaced, seat: &Seat, pool: Option<&NodePool>, now: Timestamp) -> Value {
+    let gates: Vec<_> = pod.gates.iter().map(|gate| json!({"name": gate})).collect();
+    let mut patch = json!({
+        "metadata": {
+            "uid": pod.uid,
+            "annotations": {
+                labels::ASSIGNED_NODE: seat.node,
+                labels::ASSIGNED_AT: now.to_string(),
+            },
+        },
+        "spec": {"schedulingGates": gates},
+    });
+    let mut selector = BTreeMap::new();
+    if let Some(pool) = pool {
+        patch["metadata"]["labels"] = json!({labels::POOL: pool.name});
+        selector.extend(pool.node_selector.clone());
+        // A merge patch replaces the list, and the API server takes only a longer one.
+        let mut tolerations = pod.tolerations.clone();
+        tolerations.extend(pool.tolerations.iter().cloned());
+        if !pool.tolerations.is_empty() {
+            patch["spec"]["tolerations"] = json!(tolerations);
+        }
+    }
+    selector.insert(HOSTNAME.to_owned(), seat.hostname.clone());
+    patch["spec"]["nodeSelector"] = json!(selector);
+    patch
 }
 
 fn post() -> PostParams {

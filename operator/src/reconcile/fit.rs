@@ -12,7 +12,8 @@ use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_contract::{FetchSource, InspectionReport};
 use llama_crds::v1alpha1::{
-    DeploymentPlan, FailedInspection, LlamaDeploymentStatus, Placement, PlanPolicy, Reason,
+    DeploymentPlan, FailedInspection, LlamaDeploymentStatus, NodePool, Placement, PlanPolicy,
+    Reason,
 };
 use serde::Serialize;
 
@@ -20,7 +21,7 @@ use super::failure;
 use super::fit_words;
 use super::groups::{Deletion, NewPods, deletions};
 use super::observe::Observed;
-use super::placement::is_tolerated;
+use super::placement;
 use super::plan::{INSPECT_CONTAINER, INSPECTION_MEMORY, WorkerSettings, fnv1a, inspection};
 use super::pods::PodView;
 use super::source::Source;
@@ -213,6 +214,8 @@ struct Inputs<'a> {
     memory: Option<u64>,
     /// Which nodes' GPUs count, where the spec does not say how much memory they have.
     placement: Option<(&'a BTreeMap<String, String>, &'a [Toleration])>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pools: Option<&'a [NodePool]>,
 }
 
 /// Sixteen hexadecimal digits. The worker image is no input: a new one does not have
@@ -245,6 +248,7 @@ fn inputs(deployment: &ValidDeployment, memory: Option<u64>) -> String {
             .map(|set| (set.places, set.max_rank)),
         memory,
         placement: by_label.then_some((&placement.node_selector, &placement.tolerations)),
+        pools: (by_label && !placement.pools.is_empty()).then_some(&placement.pools),
     };
     // Plain fields and maps with text keys always serialize.
     let text = serde_json::to_string(&inputs).unwrap_or_default();
@@ -272,28 +276,21 @@ pub fn needs_nodes(
         && !known
 }
 
-/// Bytes of the smallest GPU among the labelled `nodes` that `placement` allows.
+/// Bytes of the smallest GPU among the labelled `nodes` that `placement` allows, in any of
+/// its pools.
 pub fn least_gpu_memory(nodes: &[Node], placement: Option<&Placement>) -> Option<u64> {
+    let anywhere = Placement::default();
+    let placement = placement.unwrap_or(&anywhere);
     let allowed = |node: &&Node| {
-        let labels = node.metadata.labels.as_ref();
-        let has = |(key, value): (&String, &String)| {
-            labels.and_then(|labels| labels.get(key)) == Some(value)
-        };
-        placement.is_none_or(|placement| placement.node_selector.iter().all(has))
-            && is_open_to(node, placement)
+        let labels = node.metadata.labels.clone().unwrap_or_default();
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
+        placement::allows(placement, &labels, taints.unwrap_or_default())
     };
     let memory = |node: &Node| {
         let mib = node.metadata.labels.as_ref()?.get(GPU_MEMORY_LABEL)?;
         mib.parse::<u64>().ok()?.checked_mul(1 << 20)
     };
     nodes.iter().filter(allowed).filter_map(memory).min()
-}
-
-fn is_open_to(node: &Node, placement: Option<&Placement>) -> bool {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
-    let tolerations = placement.map_or(&[][..], |placement| &placement.tolerations);
-    let taints = taints.unwrap_or_default();
-    taints.iter().all(|taint| is_tolerated(taint, tolerations))
 }
 
 /// What a plan means for new pods.

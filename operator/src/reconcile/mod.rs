@@ -17,6 +17,7 @@ pub mod fit_words;
 pub mod golden;
 pub mod groups;
 pub mod measured;
+mod no_room;
 pub mod notices;
 pub mod observe;
 pub mod placement;

@@ -6,15 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
-use llama_crds::v1alpha1::Topology;
+use llama_crds::v1alpha1::{NodePool, Placement, Reason};
 
+use super::fit::Holdup;
+use super::no_room;
 use super::validate::ValidDeployment;
 use crate::cluster::capacity::{Amounts, NodeRoom};
 
 /// Label by which a pod is sent to one node.
 pub const HOSTNAME: &str = "kubernetes.io/hostname";
-/// Nodes that a message names at most.
-const NAMED: usize = 4;
 
 /// What a group needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,18 +23,29 @@ pub struct Need<'a> {
     pub pods: usize,
     /// What each pod asks for.
     pub each: Amounts,
-    /// Labels that nodes must have.
-    pub selector: &'a BTreeMap<String, String>,
-    /// Taints that the pods tolerate.
-    pub tolerations: &'a [Toleration],
-    /// How near the pods must be.
-    pub topology: Option<&'a Topology>,
+    /// Which nodes, in which pools, and how near each other.
+    pub placement: &'a Placement,
     /// Nodes to be used only where there are no others.
     pub avoid: BTreeSet<String>,
 }
 
-/// The nodes of a group's pods, in order of the pods.
-pub type Assignment = Vec<Seat>;
+/// Where a group lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment<'a> {
+    /// The pool, where there are any.
+    pub pool: Option<&'a NodePool>,
+    /// The nodes of the pods, in order of the pods.
+    pub seats: Vec<Seat>,
+}
+
+/// Nodes among which a whole group may lie.
+#[derive(Debug)]
+pub(super) struct Area<'a, 'n> {
+    /// The pool, where there are any.
+    pub(super) pool: Option<&'a NodePool>,
+    /// Its nodes.
+    pub(super) nodes: Vec<&'n NodeRoom>,
+}
 
 /// A place for one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,44 +63,122 @@ pub struct NoRoom(pub String);
 impl<'a> Need<'a> {
     /// What a group of `deployment` needs.
     pub fn of(deployment: &'a ValidDeployment, avoid: BTreeSet<String>) -> Self {
-        let placement = &deployment.placement;
         Self {
             pods: usize::try_from(deployment.nodes).unwrap_or(usize::MAX),
             each: deployment.pod_requests(),
-            selector: &placement.node_selector,
-            tolerations: &placement.tolerations,
-            topology: placement.topology.as_ref(),
+            placement: &deployment.placement,
             avoid,
         }
     }
 }
 
-/// Chooses nodes for a whole group.
+/// Whether the operator chooses the nodes of a group, and not the scheduler alone. With
+/// pools it always does: pods wait until it may.
+pub fn is_chosen_here(deployment: &ValidDeployment, sees_nodes: bool) -> bool {
+    let has_pools = !deployment.placement.pools.is_empty();
+    has_pools || (sees_nodes && deployment.nodes > 1)
+}
+
+/// What keeps an operator that may not see nodes from making pods.
+pub fn holdup(deployment: &ValidDeployment, sees_nodes: bool) -> Option<Holdup> {
+    let cannot_choose = !deployment.placement.pools.is_empty() && !sees_nodes;
+    cannot_choose.then(|| Holdup {
+        reason: Reason::NodesNotVisible.to_string(),
+        message: "spec.placement.pools is set, and the operator cannot see nodes to choose a \
+                  pool by what they have free: it watches one namespace, or may not list and \
+                  watch nodes and pods. Use spec.placement.nodeSelector and tolerations instead, \
+                  or let the operator watch all namespaces."
+            .to_owned(),
+        is_stalled: true,
+        concerns_model: false,
+    })
+}
+
+/// Chooses nodes for a whole group, in the first pool in which all of it fits.
 ///
 /// # Errors
 /// What is missing, with the names of the nodes that come nearest.
-pub fn place(need: &Need<'_>, nodes: &[NodeRoom]) -> Result<Assignment, NoRoom> {
-    let allowed: Vec<&NodeRoom> = nodes.iter().filter(|node| allows(need, node)).collect();
-    let preferred: Vec<&NodeRoom> = allowed
-        .iter()
-        .copied()
-        .filter(|node| !need.avoid.contains(&node.name))
-        .collect();
-    for candidates in [&preferred, &allowed] {
-        if let Some(assignment) = among(need, candidates) {
-            return Ok(assignment);
+pub fn place<'a>(need: &Need<'a>, nodes: &[NodeRoom]) -> Result<Assignment<'a>, NoRoom> {
+    let areas = areas(need, nodes);
+    for takes_avoided in [false, true] {
+        for area in &areas {
+            let candidates: Vec<_> = area
+                .nodes
+                .iter()
+                .copied()
+                .filter(|node| takes_avoided || !need.avoid.contains(&node.name))
+                .collect();
+            if let Some(seats) = among(need, &candidates) {
+                let pool = area.pool;
+                return Ok(Assignment { pool, seats });
+            }
         }
     }
-    Err(NoRoom(explain(need, &allowed, nodes.len())))
+    Err(NoRoom(no_room::explain(need, &areas, nodes.len())))
 }
 
-fn among(need: &Need<'_>, candidates: &[&NodeRoom]) -> Option<Assignment> {
-    let near = need
-        .topology
-        .and_then(|topology| topology.required.as_ref().or(topology.preferred.as_ref()));
-    let required = need
-        .topology
-        .is_some_and(|topology| topology.required.is_some());
+/// The nodes of each pool, or all that the pods may run on where there are no pools.
+fn areas<'a, 'n>(need: &Need<'a>, nodes: &'n [NodeRoom]) -> Vec<Area<'a, 'n>> {
+    rules(need.placement)
+        .map(|rules| Area {
+            pool: rules.pool,
+            nodes: nodes
+                .iter()
+                .filter(|node| rules.allow(&node.labels, &node.taints))
+                .collect(),
+        })
+        .collect()
+}
+
+/// What pods in one pool ask of a node, or all pods where there are no pools.
+#[derive(Clone, Copy, Debug)]
+struct Rules<'a> {
+    placement: &'a Placement,
+    pool: Option<&'a NodePool>,
+}
+
+/// The rules of each pool of `placement`, or the one where there are no pools.
+fn rules(placement: &Placement) -> impl Iterator<Item = Rules<'_>> {
+    let pools = placement.pools.iter().map(Some);
+    let whole = placement.pools.is_empty().then_some(None);
+    let all = pools.chain(whole);
+    all.map(move |pool| Rules { placement, pool })
+}
+
+impl Rules<'_> {
+    /// Whether a node with these labels and taints takes the pods, if it has room.
+    fn allow(self, labels: &BTreeMap<String, String>, taints: &[Taint]) -> bool {
+        let of_pool = |pool: &NodePool| has_all(labels, &pool.node_selector);
+        has_all(labels, &self.placement.node_selector)
+            && self.pool.is_none_or(of_pool)
+            && taints.iter().all(|taint| self.tolerate(taint))
+    }
+
+    fn tolerate(self, taint: &Taint) -> bool {
+        let more = self.pool.map_or(&[][..], |pool| &pool.tolerations);
+        is_tolerated(taint, &self.placement.tolerations) || is_tolerated(taint, more)
+    }
+}
+
+/// Whether `placement` lets pods run on a node with these labels and taints, in any pool.
+pub fn allows(placement: &Placement, labels: &BTreeMap<String, String>, taints: &[Taint]) -> bool {
+    rules(placement).any(|rules| rules.allow(labels, taints))
+}
+
+/// Whether pods of `placement` tolerate `taint`, in any pool.
+pub fn tolerates(placement: &Placement, taint: &Taint) -> bool {
+    rules(placement).any(|rules| rules.tolerate(taint))
+}
+
+fn has_all(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    let mut wanted = wanted.iter();
+    wanted.all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn among(need: &Need<'_>, candidates: &[&NodeRoom]) -> Option<Vec<Seat>> {
+    let topology = need.placement.topology.as_ref();
+    let near = topology.and_then(|near| near.required.as_ref().or(near.preferred.as_ref()));
+    let required = topology.is_some_and(|near| near.required.is_some());
     if let Some(key) = near {
         let best = domains(key, candidates)
             .into_values()
@@ -106,7 +195,10 @@ fn among(need: &Need<'_>, candidates: &[&NodeRoom]) -> Option<Assignment> {
 }
 
 /// Nodes by their value of the label `key`.
-fn domains<'a>(key: &str, nodes: &[&'a NodeRoom]) -> BTreeMap<String, Vec<&'a NodeRoom>> {
+pub(super) fn domains<'a>(
+    key: &str,
+    nodes: &[&'a NodeRoom],
+) -> BTreeMap<String, Vec<&'a NodeRoom>> {
     let mut domains: BTreeMap<String, Vec<&NodeRoom>> = BTreeMap::new();
     for node in nodes {
         if let Some(value) = node.labels.get(key) {
@@ -116,7 +208,7 @@ fn domains<'a>(key: &str, nodes: &[&'a NodeRoom]) -> BTreeMap<String, Vec<&'a No
     domains
 }
 
-fn seats(need: &Need<'_>, nodes: &[&NodeRoom]) -> usize {
+pub(super) fn seats(need: &Need<'_>, nodes: &[&NodeRoom]) -> usize {
     nodes.iter().map(|node| fits(need, &node.free)).sum()
 }
 
@@ -133,7 +225,7 @@ fn fits(need: &Need<'_>, free: &Amounts) -> usize {
 
 /// The nodes with the most seats first: fewer nodes, shorter ways between ranks. Among
 /// equals the one with the least left over, so that whole nodes stay free.
-fn fill(need: &Need<'_>, nodes: &[&NodeRoom]) -> Assignment {
+fn fill(need: &Need<'_>, nodes: &[&NodeRoom]) -> Vec<Seat> {
     let mut nodes: Vec<_> = nodes.to_vec();
     nodes.sort_by_cached_key(|node| {
         let count = fits(need, &node.free);
@@ -157,18 +249,6 @@ fn fill(need: &Need<'_>, nodes: &[&NodeRoom]) -> Assignment {
     seats.take(need.pods).collect()
 }
 
-fn allows(need: &Need<'_>, node: &NodeRoom) -> bool {
-    let selected = need
-        .selector
-        .iter()
-        .all(|(key, value)| node.labels.get(key) == Some(value));
-    selected
-        && node
-            .taints
-            .iter()
-            .all(|taint| is_tolerated(taint, need.tolerations))
-}
-
 /// Whether a pod with `tolerations` may run where `taint` is.
 pub fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
     taint.effect == "PreferNoSchedule"
@@ -181,93 +261,4 @@ pub fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
                 && ((exists && key.is_empty()) || key == taint.key)
                 && (exists || value == taint.value.as_deref().unwrap_or_default())
         })
-}
-
-/// What is missing: the resource of which the best nodes have too little, and theirs.
-fn explain(need: &Need<'_>, allowed: &[&NodeRoom], all: usize) -> String {
-    if allowed.is_empty() {
-        return format!(
-            "none of the {all} nodes that are ready matches spec.placement (nodeSelector and \
-             tolerations)"
-        );
-    }
-    let required = need
-        .topology
-        .and_then(|topology| topology.required.as_deref());
-    let (place, candidates) = match required {
-        None => ("free now".to_owned(), allowed.to_vec()),
-        Some(key) => {
-            let best = domains(key, allowed)
-                .into_iter()
-                .max_by_key(|(_, nodes)| seats(need, nodes));
-            let Some((value, nodes)) = best else {
-                return format!("no node has the label {key} of spec.placement.topology.required");
-            };
-            (format!("best is {value}"), nodes)
-        }
-    };
-    let scarce = scarcest(need, &candidates);
-    let amount = need.each.get(&scarce).copied().unwrap_or(0);
-    let mut found: Vec<_> = candidates
-        .iter()
-        .map(|node| (node.free.get(&scarce).copied().unwrap_or(0), &node.name))
-        .collect();
-    found.sort_by(|one, other| (other.0, one.1).cmp(&(one.0, other.1)));
-    let mut names: Vec<String> = found
-        .iter()
-        .take(NAMED)
-        .map(|(free, name)| format!("{name} has {}", shown(&scarce, *free)))
-        .collect();
-    match found.len().saturating_sub(NAMED) {
-        0 => {}
-        more => names.push(format!("{more} more nodes have no more")),
-    }
-    let pods = match need.pods {
-        1 => "1 pod needs".to_owned(),
-        pods => format!("{pods} pods each need"),
-    };
-    let near = required.map_or_else(String::new, |key| format!(" within one {key}"));
-    format!(
-        "{pods} {} {} free on their node{near}; {place}: {}",
-        shown(&scarce, amount),
-        unit(&scarce),
-        names.join(", ")
-    )
-}
-
-/// The resource that lets the fewest pods in.
-fn scarcest(need: &Need<'_>, nodes: &[&NodeRoom]) -> String {
-    let seats_of = |resource: &String, amount: u64| -> u64 {
-        nodes
-            .iter()
-            .map(|node| node.free.get(resource).copied().unwrap_or(0) / amount)
-            .sum()
-    };
-    need.each
-        .iter()
-        .filter(|(_, amount)| **amount > 0)
-        .min_by_key(|(resource, amount)| {
-            // Of equals the one that is not plain CPU or memory: GPUs are what people ask for.
-            let plain = !resource.contains('/');
-            (seats_of(resource, **amount), plain)
-        })
-        .map(|(resource, _)| resource.clone())
-        .unwrap_or_default()
-}
-
-fn unit(resource: &str) -> &str {
-    if resource == "cpu" { "CPU" } else { resource }
-}
-
-/// An amount as people write it.
-fn shown(resource: &str, thousandths: u64) -> String {
-    const MIB: u64 = 1 << 20;
-    if resource == "memory" || resource == "ephemeral-storage" {
-        return format!("{}Mi", thousandths / 1000 / MIB);
-    }
-    if thousandths.is_multiple_of(1000) {
-        (thousandths / 1000).to_string()
-    } else {
-        format!("{thousandths}m")
-    }
 }

@@ -105,6 +105,12 @@ impl<'a> PodView<'a> {
         gates.iter().any(|gate| gate.name == labels::GANG_GATE)
     }
 
+    /// The pool that was chosen for it.
+    pub fn pool(&self) -> Option<&'a str> {
+        let labels = self.pod.metadata.labels.as_ref()?;
+        labels.get(labels::POOL).map(String::as_str)
+    }
+
     /// When a node was chosen for it that it has not reached yet.
     pub fn assigned_at(&self) -> Option<Timestamp> {
         if self.node_name().is_some() {

@@ -3,6 +3,7 @@
 //! The schema refuses most of this at admission; it is checked again because an object
 //! may be older than the installed schema.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -10,8 +11,9 @@ use kube::Resource;
 use llama_contract::KvCacheDtype;
 use llama_crds::v1alpha1 as crd;
 use llama_crds::v1alpha1::{
-    Accelerator, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_RANKS,
-    MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy, SelfTestPolicy,
+    Accelerator, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_POOLS,
+    MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy,
+    SelfTestPolicy,
 };
 
 use super::adapters::AdapterSet;
@@ -160,6 +162,12 @@ pub enum ValidationError {
         one: &'static str,
         /// The other.
         other: &'static str,
+    },
+    /// Pools that cannot be told apart, or that no node can be of.
+    #[error("spec.placement.pools {problem}")]
+    BadPools {
+        /// What is wrong.
+        problem: String,
     },
     /// A Service of a needed name is not ours to change.
     #[error(
@@ -413,7 +421,34 @@ fn placement(spec: &LlamaDeploymentSpec) -> Result<Placement, ValidationError> {
             other: "spec.placement.topology.preferred",
         });
     }
+    pools(&placement)?;
     Ok(placement)
+}
+
+fn pools(placement: &Placement) -> Result<(), ValidationError> {
+    let bad = |problem| Err(ValidationError::BadPools { problem });
+    let pools = &placement.pools;
+    if pools.len() > MAX_POOLS {
+        return bad(format!("has {} pools, of at most {MAX_POOLS}", pools.len()));
+    }
+    let mut names = BTreeSet::new();
+    for pool in pools {
+        let name = &pool.name;
+        if !names.insert(name) {
+            return bad(format!("has two pools named {name}; names must differ"));
+        }
+        let everywhere = &placement.node_selector;
+        let other = |(key, value): &(&String, &String)| {
+            everywhere.get(*key).is_some_and(|known| known != *value)
+        };
+        if let Some((key, value)) = pool.node_selector.iter().find(other) {
+            return bad(format!(
+                "{name:?} asks for nodes with {key}={value}, and spec.placement.nodeSelector for \
+                 another value of {key}: no node has both"
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn kv_cache_dtype(spec: &LlamaDeploymentSpec) -> Result<KvCacheDtype, ValidationError> {

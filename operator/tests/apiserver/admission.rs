@@ -95,6 +95,16 @@ pub(super) async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             "multiple of nodes",
         ),
         (
+            "/placement",
+            json!({"pools": [{"name": "a"}, {"name": "a"}]}),
+            "names of pools must differ",
+        ),
+        (
+            "/placement",
+            json!({"nodeSelector": {"z": "1"}, "pools": [{"name": "a", "nodeSelector": {"z": "2"}}]}),
+            "no node has both",
+        ),
+        (
             "/parallelism",
             json!({"tensor": 3, "pipeline": 3, "nodes": 2}),
             "multiple of nodes",

@@ -8,7 +8,7 @@ use llama_crds::v1alpha1::{FailureMark, GroupPhase, GroupStatus, MAX_RESTARTS, R
 
 use super::ending::hook;
 use super::{
-    FAILED_GRACE_SECONDS, Group, GroupPlan, NewFailure, Placing, STABLE_AFTER, deletions,
+    FAILED_GRACE_SECONDS, Group, GroupPlan, NewFailure, Placing, STABLE_AFTER, Unplaced, deletions,
     ending_message, nodes, sentence,
 };
 use crate::labels;
@@ -36,7 +36,9 @@ impl Group<'_> {
             .pods
             .iter()
             .partition(|pod| pod.epoch == status.epoch && pod.revision == status.revision);
-        status.nodes = nodes(if mine.is_empty() { &old } else { &mine });
+        let pods = if mine.is_empty() { &old } else { &mine };
+        status.nodes = nodes(pods);
+        status.pool = pods.iter().find_map(PodView::pool).map(str::to_owned);
         self.forget_old_failures(&mut status);
         let mut plan = GroupPlan::new(status, &self.pods);
         if !old.is_empty() {
@@ -368,17 +370,25 @@ impl Group<'_> {
         };
         let mut pods: Vec<_> = mine.to_vec();
         pods.sort_by_key(|pod| pod.node);
+        let unplaced = |pod: &PodView<'_>| Unplaced {
+            name: pod.name.to_owned(),
+            uid: pod.uid.to_owned(),
+            gates: others(pod),
+            tolerations: pod.pod.spec.tolerations.clone(),
+        };
         plan.place = Some(Placing {
-            pods: pods
-                .iter()
-                .map(|pod| (pod.name.to_owned(), pod.uid.to_owned(), others(pod)))
-                .collect(),
+            pods: pods.iter().map(unplaced).collect(),
             revision: plan.status.revision.clone(),
             avoid: self.avoided(&plan.status),
         });
         plan.wake_after = Some(ROOM_EVERY);
-        let count = mine.len();
-        let message = format!("{count} pods wait for nodes to be chosen for all of them");
+        let message = match mine {
+            [pod] => format!("pod {} waits for a node to be chosen", pod.name),
+            pods => format!(
+                "{} pods wait for nodes to be chosen for all of them",
+                pods.len()
+            ),
+        };
         plan.in_phase(GroupPhase::Scheduling, message)
     }
 

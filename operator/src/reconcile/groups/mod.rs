@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use llama_crds::v1alpha1::{DrainStatus, GroupPhase, GroupStatus, LlamaDeploymentStatus};
 
@@ -68,11 +69,24 @@ pub struct Hook {
     pub on: bool,
 }
 
+/// A pod that waits for a node to be chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unplaced {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Gates of others, which stay on it.
+    pub gates: Vec<String>,
+    /// Taints that it tolerates, with those that admission added.
+    pub tolerations: Vec<Toleration>,
+}
+
 /// Pods that wait for nodes to be chosen for all of them together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Placing {
-    /// Name and UID of each pod, and the gates of others that stay on it.
-    pub pods: Vec<(String, String, Vec<String>)>,
+    /// The pods, in their order in the group.
+    pub pods: Vec<Unplaced>,
     /// Revision of the group.
     pub revision: String,
     /// Nodes to be used only where there are no others.
@@ -304,6 +318,7 @@ impl<'a> Group<'a> {
             epoch,
             phase: GroupPhase::Waiting,
             message: None,
+            pool: None,
             nodes: Vec::new(),
             restarts: 0,
             last_failure: None,

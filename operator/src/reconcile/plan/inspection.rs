@@ -46,6 +46,9 @@ pub(crate) fn pod(
     let mut labels = labels::inspection(&deployment.name);
     labels.insert(labels::INSPECTION.to_owned(), inputs.to_owned());
     let placement = &deployment.placement;
+    let mut tolerations = placement.tolerations.clone();
+    let of_pools = placement.pools.iter().flat_map(|pool| &pool.tolerations);
+    tolerations.extend(of_pools.cloned());
     Pod {
         metadata: ObjectMeta {
             name: Some(names::inspection(&deployment.name)),
@@ -62,7 +65,8 @@ pub(crate) fn pod(
             enable_service_links: Some(false),
             security_context: Some(pod::pod_security()),
             node_selector: pod::some_map(&placement.node_selector),
-            tolerations: pod::some_list(&placement.tolerations),
+            affinity: pod::in_any_pool(&placement.pools),
+            tolerations: pod::some_list(&tolerations),
             priority_class_name: placement.priority_class_name.clone(),
             init_containers: model::init_containers(
                 &deployment.source,

@@ -152,6 +152,9 @@ pub fn plan(
     now: Timestamp,
 ) -> Plan {
     let mut fit = fit::fit(deployment, settings, observed, previous, now);
+    if let Some(holdup) = placement::holdup(deployment, observed.sees_nodes) {
+        fit.holdup = Some(holdup);
+    }
     let new_pods = fit.new_pods();
     let templates = Templates::new(object, deployment, settings, observed, previous);
     let views: Vec<_> = observed
@@ -260,7 +263,7 @@ fn pods(
                 revision,
                 avoid: &group.avoid,
                 answer: answer.as_deref(),
-                gated: observed.sees_nodes && template.deployment.nodes > 1,
+                gated: placement::is_chosen_here(&template.deployment, observed.sees_nodes),
             };
             create.push(pod::pod(&template.deployment, &template.worker, &place));
         }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector,
-    PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate, PodSecurityContext, PodSpec,
-    PreferredSchedulingTerm, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
-    SecurityContext, Volume, VolumeMount,
+    HTTPGetAction, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm,
+    ObjectFieldSelector, PersistentVolumeClaimVolumeSource, Pod, PodSchedulingGate,
+    PodSecurityContext, PodSpec, PreferredSchedulingTerm, Probe, ResourceRequirements,
+    SeccompProfile, SecretKeySelector, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -17,6 +17,8 @@ use llama_contract::{
     INTERNAL_PORT_NAME, LIVE_PATH, LaunchArgs, NODE_NAME_ENV, POD_IP_ENV, POD_NAME_ENV,
     RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, RENDEZVOUS_TOKEN_ENV, TERMINATION_LOG,
 };
+
+use llama_crds::v1alpha1::NodePool;
 
 use super::WorkerSettings;
 use super::model::{self, Extent};
@@ -146,6 +148,33 @@ fn affinity(avoid: &BTreeSet<String>) -> Option<Affinity> {
                 },
             ]),
             required_during_scheduling_ignored_during_execution: None,
+        }),
+        ..Affinity::default()
+    })
+}
+
+/// On a node of any of `pools`.
+pub(super) fn in_any_pool(pools: &[NodePool]) -> Option<Affinity> {
+    // A term without labels would match no node, and such a pool has all of them.
+    if pools.iter().any(|pool| pool.node_selector.is_empty()) || pools.is_empty() {
+        return None;
+    }
+    let has = |(key, value): (&String, &String)| NodeSelectorRequirement {
+        key: key.clone(),
+        operator: "In".to_owned(),
+        values: Some(vec![value.clone()]),
+    };
+    let term = |pool: &NodePool| NodeSelectorTerm {
+        match_expressions: Some(pool.node_selector.iter().map(has).collect()),
+        match_fields: None,
+    };
+    let required = NodeSelector {
+        node_selector_terms: pools.iter().map(term).collect(),
+    };
+    Some(Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(required),
+            ..NodeAffinity::default()
         }),
         ..Affinity::default()
     })

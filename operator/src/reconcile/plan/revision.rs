@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
 use llama_contract::{HANG_TIMEOUT_SECONDS, SELF_TEST_INTERVAL_SECONDS};
-use llama_crds::v1alpha1::Topology;
+use llama_crds::v1alpha1::{NodePool, Topology};
 use serde::Serialize;
 
 use crate::reconcile::source::{Fetched, Source};
@@ -34,6 +34,8 @@ struct Inputs<'a> {
     kv_cache: Option<&'static str>,
     node_selector: &'a BTreeMap<String, String>,
     tolerations: &'a [Toleration],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pools: &'a [NodePool],
     priority_class: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     topology: Option<&'a Topology>,
@@ -85,6 +87,7 @@ pub fn revision(deployment: &ValidDeployment) -> String {
         kv_cache: deployment.other_kv_cache(),
         node_selector: &deployment.placement.node_selector,
         tolerations: &deployment.placement.tolerations,
+        pools: &deployment.placement.pools,
         priority_class: deployment.placement.priority_class_name.as_deref(),
         topology: deployment.placement.topology.as_ref(),
         adapters: deployment

@@ -8,7 +8,7 @@ use kube::runtime::watcher::Event;
 use llama_crds::v1alpha1::{Accelerator, Gpu, LlamaDeployment};
 use llama_operator::cluster::capacity::Capacity;
 use llama_operator::cluster::kinds::ClusterNode;
-use llama_operator::reconcile::placement::is_tolerated;
+use llama_operator::reconcile::placement;
 use llama_operator::reconcile::quantity;
 
 use crate::doctor::facts::{Facts, Seen, Subject};
@@ -188,7 +188,7 @@ fn free(
 fn taints(resource: &str, holders: &[&ClusterNode], users: &[&LlamaDeployment]) -> Vec<Finding> {
     let tolerates = |deployment: &&LlamaDeployment, taint: &Taint| {
         let placement = deployment.spec.placement.clone().unwrap_or_default();
-        is_tolerated(taint, &placement.tolerations)
+        placement::tolerates(&placement, taint)
     };
     let mut unreached: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for node in holders {
