@@ -36,7 +36,7 @@ why_no_cluster() {
 components() {
     if [ -n "$(why_no_cluster)" ]; then return; fi
     e2e/build.sh
-    LLAMA_COMPONENTS_DIR=$("$LLAMA_CLUSTER" build)
+    LLAMA_COMPONENTS_DIR=$("$LLAMA_CLUSTER" build ${LLAMA_TEST_KUEUE:+--with-kueue})
     export LLAMA_COMPONENTS_DIR
 }
 
@@ -49,6 +49,11 @@ unit() {
     note "ran      unit, property, golden and real-model tests"
     if [ -n "${LLAMA_COMPONENTS_DIR:-}" ]; then
         note "ran      operator against a real API server"
+        if [ -x "$LLAMA_COMPONENTS_DIR/kueue" ]; then
+            note "ran      groups in queues of the real Kueue"
+        else
+            note "skipped  groups in queues of the real Kueue: LLAMA_TEST_KUEUE=1 builds it"
+        fi
         HELM=$LLAMA_COMPONENTS_DIR/helm charts/llama-operator/check.sh
         note "ran      chart: lint, rendering, refusal of wrong values"
     else

@@ -73,6 +73,17 @@ pub const OBJECT_STORE: Component = Component {
     programs: &[("versitygw", "github.com/versity/versitygw/cmd/versitygw")],
 };
 
+/// Queues of jobs, for the test that runs groups through it.
+const KUEUE: Component = Component {
+    name: "kueue",
+    programs: &[("kueue", "sigs.k8s.io/kueue/cmd/kueue")],
+};
+/// Its module.
+const KUEUE_MODULE: &str = "sigs.k8s.io/kueue";
+/// The folder in it with its definitions of kinds and webhooks, and the name under
+/// which they lie beside the programs.
+const KUEUE_MANIFESTS: (&str, &str) = ("config/components", "kueue-manifests");
+
 /// Everything that the local cluster is made of.
 pub const ALL: [Component; 4] = [KUBERNETES, ETCD, COREDNS, HELM];
 /// The same and what tests need besides.
@@ -174,46 +185,70 @@ pub async fn build(cache: &Cache, components: &[Component]) -> Result<Programs, 
     Ok(Programs(programs))
 }
 
+/// Builds Kueue, and puts its manifests beside the programs. It is no part of [`TESTED`],
+/// since it takes some minutes for one test.
+pub async fn build_kueue(cache: &Cache) -> Result<(), ComponentError> {
+    build(cache, &[KUEUE]).await?;
+    let (folder, name) = KUEUE_MANIFESTS;
+    let manifests = module_files(&KUEUE, KUEUE_MODULE, folder).await?;
+    point(&cache.programs().join(name), &manifests)
+}
+
 /// The folder with kwok's own stages that make nodes ready, and pods as soon as they have
-/// a node. They are files of its module, not part of the program.
+/// a node.
 pub async fn kwok_stages() -> Result<PathBuf, ComponentError> {
+    module_files(&KWOK, KWOK_MODULE, KWOK_STAGES).await
+}
+
+/// The folder `path` of `module`, which `component` is built from: files that are not part
+/// of a program.
+async fn module_files(
+    component: &Component,
+    module: &'static str,
+    path: &str,
+) -> Result<PathBuf, ComponentError> {
     let mut go = go_command();
-    go.current_dir(module_folder(&KWOK))
-        .args(["mod", "download", "-json", KWOK_MODULE]);
+    go.current_dir(module_folder(component))
+        .args(["mod", "download", "-json", module]);
     let told = command::run(&mut go, BUILD_WITHIN)
         .await
         .map_err(|source| ComponentError::Build {
-            component: KWOK.name,
+            component: component.name,
             source,
         })?;
     let told: serde_json::Value = serde_json::from_str(&told).unwrap_or_default();
-    let stages = told["Dir"]
+    let folder = told["Dir"]
         .as_str()
-        .map(|folder| Path::new(folder).join(KWOK_STAGES));
-    stages
-        .filter(|stages| stages.is_dir())
-        .ok_or(ComponentError::NoFolder {
-            module: KWOK_MODULE,
-        })
+        .map(|folder| Path::new(folder).join(path));
+    folder
+        .filter(|folder| folder.is_dir())
+        .ok_or(ComponentError::NoFolder { module })
 }
 
 /// Makes `folder` hold a link to each of `programs`, for use from outside.
 fn link(programs: &[PathBuf], folder: &Path) -> Result<(), ComponentError> {
     fs::create_dir_all(folder).map_err(file_error(folder))?;
     for program in programs {
-        let link = folder.join(program.file_name().unwrap_or_default());
-        if fs::read_link(&link).is_ok_and(|target| target == *program) {
-            continue;
-        }
-        // A link appears under its name in one step, so nobody finds none.
-        let new = link.with_extension("new");
-        if fs::symlink_metadata(&new).is_ok() {
-            fs::remove_file(&new).map_err(file_error(&new))?;
-        }
-        symlink(program, &new).map_err(file_error(&new))?;
-        fs::rename(&new, &link).map_err(file_error(&link))?;
+        point(
+            &folder.join(program.file_name().unwrap_or_default()),
+            program,
+        )?;
     }
     Ok(())
+}
+
+/// Makes `link` point to `target`.
+fn point(link: &Path, target: &Path) -> Result<(), ComponentError> {
+    if fs::read_link(link).is_ok_and(|known| known == target) {
+        return Ok(());
+    }
+    // A link appears under its name in one step, so nobody finds none.
+    let new = link.with_extension("new");
+    if fs::symlink_metadata(&new).is_ok() {
+        fs::remove_file(&new).map_err(file_error(&new))?;
+    }
+    symlink(target, &new).map_err(file_error(&new))?;
+    fs::rename(&new, link).map_err(file_error(link))
 }
 
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ComponentError {

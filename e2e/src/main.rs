@@ -67,7 +67,11 @@ enum Action {
         archives: Vec<PathBuf>,
     },
     /// Build the programs of the local cluster and of tests into the cache; print their folder
-    Build,
+    Build {
+        /// Kueue too, which one test wants; some minutes more at first
+        #[arg(long)]
+        with_kueue: bool,
+    },
     /// Write a container image as an archive, without Docker
     Image {
         /// The image's definition, as in deploy/images
@@ -154,9 +158,12 @@ async fn run_async(name: &str, action: Action) -> anyhow::Result<ExitCode> {
                 cluster.load_image(&archive).await?;
             }
         }
-        Action::Build => {
+        Action::Build { with_kueue } => {
             let cache = Cache::from_environment()?;
             components::build(&cache, &components::TESTED).await?;
+            if with_kueue {
+                components::build_kueue(&cache).await?;
+            }
             say(&cache.programs().display())?;
         }
         Action::Forward { target, .. } => forward::from_standard_input(target).await?,

@@ -29,6 +29,7 @@ use crate::args::Args;
 use crate::backoff::Backoff;
 use crate::cluster::Cluster;
 use crate::cluster::object::{Guarded, GuardedModel};
+use crate::cluster::release;
 use crate::cluster::watch::{self, scoped};
 use crate::context::{Context, Settings};
 use crate::http::{self, Readiness};
@@ -308,6 +309,14 @@ async fn control(
         context.cluster.capacity.expect();
         AbortOnDropHandle::new(tokio::spawn(watch::capacity(Arc::clone(context))))
     });
+    let _releases: Vec<_> = scopes(args)
+        .into_iter()
+        .map(|namespace| {
+            let context = Arc::clone(context);
+            let namespace = namespace.map(str::to_owned);
+            AbortOnDropHandle::new(tokio::spawn(release::run(context, namespace)))
+        })
+        .collect();
     let rounds = scopes(args).into_iter().flat_map(|namespace| {
         [
             deployments(args, context, namespace, stop),

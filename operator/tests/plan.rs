@@ -236,6 +236,7 @@ fn the_revision_follows_what_pods_are_made_from() {
         json!({"placement": {"nodeSelector": {"a": "b"}}}),
         json!({"placement": {"priorityClassName": "p"}}),
         json!({"placement": {"pools": [{"name": "a"}]}}),
+        json!({"placement": {"queueName": "a"}}),
     ] {
         assert_ne!(revision(&other), base, "{other}");
     }

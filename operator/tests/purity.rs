@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-const PURE: [&str; 28] = [
+const PURE: [&str; 29] = [
     "src/names.rs",
     "src/labels.rs",
     "src/reconcile/bounds.rs",
@@ -23,6 +23,7 @@ const PURE: [&str; 28] = [
     "src/reconcile/condition.rs",
     "src/reconcile/fit.rs",
     "src/reconcile/fit_words.rs",
+    "src/reconcile/kueue.rs",
     "src/reconcile/measured.rs",
     "src/reconcile/progress.rs",
     "src/reconcile/source.rs",

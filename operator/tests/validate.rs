@@ -138,6 +138,36 @@ fn pools_can_be_told_apart_and_reached() {
 }
 
 #[test]
+fn a_queue_is_for_kueue_and_kueue_wants_one() {
+    let refused = |placement: Value| refused_with(&json!({"placement": placement}));
+    let provider = |name: &str| json!({"provider": name});
+    assert_eq!(
+        refused(json!({"gang": provider("Kueue")})),
+        ValidationError::KueueWithoutQueue
+    );
+    assert_eq!(
+        refused(json!({"gang": provider("Builtin"), "queueName": "q"})),
+        ValidationError::QueueWithoutKueue
+    );
+    assert_eq!(
+        refused(json!({"pools": [{"name": "a"}], "queueName": "q"})),
+        ValidationError::Exclusive {
+            one: "spec.placement.pools",
+            other: "spec.placement.queueName",
+        }
+    );
+    for (gang, queue) in [
+        (json!({}), None),
+        (provider("Auto"), None),
+        (provider("Kueue"), Some("q")),
+    ] {
+        let placement = json!({"gang": gang, "queueName": "q"});
+        let valid = valid_with(&json!({"placement": placement}));
+        assert_eq!(valid.queue.as_deref(), queue, "no Kueue was seen");
+    }
+}
+
+#[test]
 fn a_cache_wants_bytes_that_are_known_beforehand() {
     let cache = json!({"claimName": "models", "size": "500Gi"});
     let of = |name: &str, source: serde_json::Value| json!({"model": {"source": {"pvc": null, name: source}, "cache": cache.clone()}});

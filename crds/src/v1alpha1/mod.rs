@@ -36,7 +36,7 @@ pub use model::{
     HttpSource, HuggingFaceSource, ImagePullPolicy, ImageSource, KeyReference, MIN_CACHE_BYTES,
     Model, ModelCache, ModelFile, ModelSource, NameReference, PvcSource, S3Source,
 };
-pub use placement::{Gang, MAX_POOLS, NodePool, Placement, Topology};
+pub use placement::{Gang, GangProvider, MAX_POOLS, NodePool, Placement, Topology};
 pub use plan::{
     AlternativeContext, AlternativeResources, AlternativeSpec, DeploymentPlan, FailedInspection,
     PlanAlternative, PlanMeasured, PlanPolicy, PlannedLayout, PlannedModel, PlannedShare,

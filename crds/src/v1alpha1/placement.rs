@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::duration::Duration;
@@ -15,7 +16,10 @@ pub const MAX_POOLS: usize = 8;
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.nodeSelector) || !has(self.pools) || self.pools.all(pool, !has(pool.nodeSelector) || pool.nodeSelector.all(key, !(key in self.nodeSelector) || self.nodeSelector[key] == pool.nodeSelector[key]))").message("a pool must not ask for another value of a label than placement.nodeSelector: no node has both").field_path(".pools")
+    validation = Rule::new("!has(self.nodeSelector) || !has(self.pools) || self.pools.all(pool, !has(pool.nodeSelector) || pool.nodeSelector.all(key, !(key in self.nodeSelector) || self.nodeSelector[key] == pool.nodeSelector[key]))").message("a pool must not ask for another value of a label than placement.nodeSelector: no node has both").field_path(".pools"),
+    validation = Rule::new("!has(self.pools) || !has(self.queueName)").message("at most one of pools and queueName may be set: Kueue's flavors are its pools").field_path(".queueName"),
+    validation = Rule::new("!has(self.gang) || self.gang.provider != 'Kueue' || has(self.queueName)").message("gang.provider Kueue needs queueName, the LocalQueue").field_path(".queueName"),
+    validation = Rule::new("!has(self.gang) || self.gang.provider != 'Builtin' || !has(self.queueName)").message("queueName is for gang.provider Auto and Kueue").field_path(".queueName")
 )]
 pub struct Placement {
     /// Labels that a node must have, in every pool.
@@ -51,6 +55,16 @@ pub struct Placement {
     /// How the pods of a group get their nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gang: Option<Gang>,
+
+    /// LocalQueue of Kueue, in the namespace of this object, from which each group gets its
+    /// quota and its nodes. Without Kueue in the cluster, gang.provider Auto goes on
+    /// without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub queue_name: Option<String>,
 }
 
 /// Nodes that are alike.
@@ -98,6 +112,11 @@ pub struct Topology {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Gang {
+    /// Who chooses the nodes of a group: Auto is Kueue where queueName is set and the
+    /// cluster has Kueue, and the operator otherwise.
+    #[serde(default)]
+    pub provider: GangProvider,
+
     /// Time that the pods of a group get to reach the nodes chosen for them; then the
     /// nodes are given back and others are chosen.
     #[serde(default = "Duration::ten_minutes")]
@@ -108,7 +127,20 @@ pub struct Gang {
 impl Default for Gang {
     fn default() -> Self {
         Self {
+            provider: GangProvider::default(),
             timeout: Duration::ten_minutes(),
         }
     }
+}
+
+/// Who chooses the nodes of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum GangProvider {
+    /// Kueue where queueName is set and the cluster has it, otherwise the operator.
+    #[default]
+    Auto,
+    /// The operator.
+    Builtin,
+    /// Kueue.
+    Kueue,
 }

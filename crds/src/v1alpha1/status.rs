@@ -500,6 +500,12 @@ reasons! {
     Unschedulable,
     /// No nodes are free for all pods of a group together.
     InsufficientRoom,
+    /// A group waits until Kueue gives it its quota.
+    WaitingForQuota,
+    /// Kueue took the quota of a group back; the group queues again.
+    QuotaTaken,
+    /// spec.placement.gang.provider is Kueue, and the cluster has no Kueue.
+    KueueNotInstalled,
     /// spec.placement.pools is set, and the operator may not see nodes to choose a pool.
     NodesNotVisible,
     /// spec.rollout.paused is set, and groups of the old revision are left.

@@ -500,14 +500,9 @@ mod tests {
 
     fn reserve(capacity: &Capacity) -> Reservation<'_> {
         let each = Amounts::from([("nvidia.com/gpu".to_owned(), 3000)]);
-        let seat = Seat {
-            node: "a".to_owned(),
-            hostname: "a".to_owned(),
-        };
-        let assignment = Assignment {
-            pool: None,
-            seats: vec![seat],
-        };
+        let (node, hostname) = ("a".to_owned(), "a".to_owned());
+        let seats = vec![Seat { node, hostname }];
+        let assignment = Assignment { pool: None, seats };
         let chosen = capacity.reserve(vec!["1".to_owned()], &each, |_| Ok::<_, ()>(assignment));
         chosen.expect("known").expect("chosen").1
     }

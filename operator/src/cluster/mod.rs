@@ -3,7 +3,9 @@
 pub mod capacity;
 pub mod kinds;
 pub mod known;
+pub mod kueue;
 pub mod object;
+pub mod release;
 pub mod states;
 pub mod store;
 pub mod users;
@@ -17,6 +19,7 @@ use llama_crds::v1alpha1::LlamaDeploymentStatus;
 
 use self::capacity::Capacity;
 use self::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
+use self::kueue::Kueue;
 use self::states::States;
 use self::store::Store;
 use self::users::Users;
@@ -47,6 +50,8 @@ pub struct Cluster {
     pub states: States,
     /// What nodes have free.
     pub capacity: Capacity,
+    /// What Kueue says.
+    pub kueue: Kueue,
     /// How often a node was closed or opened: each time, groups may have to move.
     pub closings: Bell,
     /// How often something changed about nodes that decides which pods may go there.
@@ -73,6 +78,7 @@ impl Default for Cluster {
             fetchers: Store::by(labels::MODEL),
             users: Users::default(),
             states: States::default(),
+            kueue: Kueue::default(),
             capacity: Capacity::default(),
             closings: Bell::default(),
             node_changes: Bell::default(),

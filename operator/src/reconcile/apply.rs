@@ -264,11 +264,12 @@ impl Work<'_> {
                 self.applied.writes += 1;
                 if let Some(object) = answer.left() {
                     let meta = object.meta();
-                    // With a grace the kubelet has yet to end it.
-                    if meta
+                    // With a grace the kubelet has yet to end it, and a finalizer keeps it.
+                    let has_grace = meta
                         .deletion_grace_period_seconds
-                        .is_some_and(|time| time > 0)
-                    {
+                        .is_some_and(|time| time > 0);
+                    let is_kept = meta.finalizers.as_ref().is_some_and(|all| !all.is_empty());
+                    if has_grace || is_kept {
                         store.wrote(&object);
                     } else {
                         store.removed(&object);

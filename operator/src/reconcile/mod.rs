@@ -16,6 +16,7 @@ pub mod fit;
 pub mod fit_words;
 pub mod golden;
 pub mod groups;
+pub mod kueue;
 pub mod measured;
 mod no_room;
 pub mod notices;
@@ -287,6 +288,7 @@ impl Step<'_> {
             ask_leaders((observed, deployment.answers_within()), context).await;
             observed.states = observe::states(context, &observed.pods);
         }
+        observe::workloads(observed, context, &deployment.namespace).await;
         let settings = &context.settings.worker;
         let mut plan = plan::plan(self.object, deployment, settings, observed, previous, now);
         hurry(&plan, observed, context).await;

@@ -12,7 +12,7 @@ use crate::events::Notice;
 use crate::names;
 
 /// Reasons of Ready that are worth a warning, besides failures, which have their own.
-const WARNINGS: [Reason; 15] = [
+const WARNINGS: [Reason; 17] = [
     Reason::PersistentVolumeClaimNotFound,
     Reason::PersistentVolumeClaimPending,
     Reason::PersistentVolumeClaimLost,
@@ -24,6 +24,8 @@ const WARNINGS: [Reason; 15] = [
     Reason::InvalidSpec,
     Reason::Unschedulable,
     Reason::InsufficientRoom,
+    Reason::NodesNotVisible,
+    Reason::KueueNotInstalled,
     Reason::RolloutHalted,
     Reason::RolledBack,
     Reason::NotFit,
@@ -50,6 +52,15 @@ pub fn notices(
         let occurrence = format!("{}-{}", status.index, status.epoch);
         if let Some(failure) = &group.failure {
             all.push(of_failure(name, failure, status.phase));
+        }
+        if let Some(taken) = &group.taken {
+            all.push(Notice {
+                warning: true,
+                reason: Reason::QuotaTaken.to_string(),
+                action: "Queue",
+                note: taken.note.clone(),
+                occurrence: format!("{}-{}", status.index, taken.epoch),
+            });
         }
         let old = before.groups.iter().find(|old| old.index == status.index);
         let served = old.is_some_and(|old| {

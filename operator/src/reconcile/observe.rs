@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use llama_contract::{AdapterReport, AnswersReport, LoadProgress, RankMemory, WorkerPhase};
 use llama_crds::v1alpha1::LlamaDeployment;
 
 use super::pods::PodView;
-use super::{Error, fit, source};
+use super::{Error, fit, kueue, source};
 use crate::cluster::capacity::NodeRoom;
 use crate::cluster::kinds::{OwnBudget, OwnService, StoredRevision, WorkerPod};
 use crate::context::Context;
@@ -72,6 +73,10 @@ pub struct Observed {
     pub nodes: Option<Vec<NodeRoom>>,
     /// Bytes of the smallest GPU that pods may get, where it had to be looked for.
     pub gpu_memory: Option<u64>,
+    /// Whether the API server serves Kueue's objects, where that was needed.
+    pub has_kueue: bool,
+    /// Conditions of Kueue's Workloads, by name, of groups that wait for it.
+    pub workloads: BTreeMap<String, Vec<Condition>>,
 }
 
 impl Observed {
@@ -110,6 +115,14 @@ pub async fn observe(
         ..Observed::default()
     };
     refresh(&mut observed, context, namespace, name)?;
+    if asks_for_kueue(object, &observed) {
+        let served = cluster.kueue.version(&context.client).await;
+        let served = served.map_err(|source| {
+            let attempt = "see whether the API server serves kueue.x-k8s.io".to_owned();
+            Error::api("observe", attempt, source)
+        })?;
+        observed.has_kueue = served.is_some();
+    }
     Ok(observed)
 }
 
@@ -125,6 +138,28 @@ pub(crate) async fn read_claim(
     let found =
         found.map_err(|source| Error::api("observe", format!("read the claim of {of}"), source))?;
     Ok(found.map_or(Claim::Missing, |claim| Claim::Found(Box::new(claim))))
+}
+
+/// Whether the spec names a queue, or pods are in one.
+fn asks_for_kueue(object: &LlamaDeployment, observed: &Observed) -> bool {
+    let placement = object.spec.placement.as_ref();
+    let mut views = observed.pods.iter().filter_map(|pod| PodView::read(pod));
+    placement.is_some_and(|placement| placement.queue_name.is_some())
+        || views.any(|pod| kueue::workload(&pod).is_some())
+}
+
+/// Asks for the Workloads of pods that wait for Kueue. What cannot be read is left out: it
+/// only makes words.
+pub async fn workloads(observed: &mut Observed, context: &Context, namespace: &str) {
+    let views = observed.pods.iter().filter_map(|pod| PodView::read(pod));
+    let waiting = views.filter(|pod| kueue::waits(pod) && !pod.is_deleting());
+    let names: BTreeSet<_> = waiting.filter_map(|pod| kueue::workload(&pod)).collect();
+    if names.is_empty() {
+        return;
+    }
+    let cluster = &context.cluster;
+    let found = cluster.kueue.workloads(&context.client, namespace, &names);
+    observed.workloads = found.await;
 }
 
 /// Looks into the caches again, after writes of ours.

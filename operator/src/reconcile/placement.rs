@@ -76,7 +76,8 @@ impl<'a> Need<'a> {
 /// pools it always does: pods wait until it may.
 pub fn is_chosen_here(deployment: &ValidDeployment, sees_nodes: bool) -> bool {
     let has_pools = !deployment.placement.pools.is_empty();
-    has_pools || (sees_nodes && deployment.nodes > 1)
+    let is_kueues = deployment.queue.is_some();
+    has_pools || (sees_nodes && deployment.nodes > 1 && !is_kueues)
 }
 
 /// What keeps an operator that may not see nodes from making pods.

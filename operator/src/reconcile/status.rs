@@ -588,5 +588,8 @@ impl<'a> View<'a> {
 
 /// Whether `reason` keeps pods from getting a node.
 fn waits_for_node(reason: Reason) -> bool {
-    matches!(reason, Reason::Unschedulable | Reason::InsufficientRoom)
+    matches!(
+        reason,
+        Reason::Unschedulable | Reason::InsufficientRoom | Reason::WaitingForQuota
+    )
 }

@@ -11,13 +11,14 @@ use kube::Resource;
 use llama_contract::KvCacheDtype;
 use llama_crds::v1alpha1 as crd;
 use llama_crds::v1alpha1::{
-    Accelerator, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS, MAX_NAME_LENGTH, MAX_POOLS,
-    MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism, Placement, PlanPolicy,
-    SelfTestPolicy,
+    Accelerator, GangProvider, Gpu, LlamaDeployment, LlamaDeploymentSpec, MAX_GROUPS,
+    MAX_NAME_LENGTH, MAX_POOLS, MAX_RANKS, MIN_GPU_MEMORY_BYTES, MIN_MEMORY_BYTES, Parallelism,
+    Placement, PlanPolicy, SelfTestPolicy,
 };
 
 use super::adapters::AdapterSet;
 use super::adopt;
+use super::kueue;
 use super::observe::Observed;
 use super::policy::{self, ChangePolicy};
 use super::quantity;
@@ -163,6 +164,12 @@ pub enum ValidationError {
         /// The other.
         other: &'static str,
     },
+    /// Kueue without a queue.
+    #[error("spec.placement.gang.provider is Kueue, and spec.placement.queueName is missing")]
+    KueueWithoutQueue,
+    /// A queue of Kueue's that nothing looks at.
+    #[error("spec.placement.queueName is set, and spec.placement.gang.provider is Builtin")]
+    QueueWithoutKueue,
     /// Pools that cannot be told apart, or that no node can be of.
     #[error("spec.placement.pools {problem}")]
     BadPools {
@@ -239,6 +246,8 @@ pub struct ValidDeployment {
     pub replicas: u32,
     /// Which nodes.
     pub placement: Placement,
+    /// The `LocalQueue` of Kueue that gives groups their nodes; the operator chooses without.
+    pub queue: Option<String>,
     /// Text that makes another revision of the same spec.
     pub restart: Option<String>,
     /// Whether a group must give the golden answer that another gave before.
@@ -318,6 +327,7 @@ pub fn validate(
         (Accelerator::Cpu, Some(_)) => return Err(ValidationError::GpuWithoutAccelerator),
         (Accelerator::Gpu, gpu) => Some(gpu.clone().unwrap_or_default()),
     };
+    let placement = placement(spec)?;
     let cpu_millis = cpu_millis(spec)?;
     let threads = cpu_millis / 1000 / u64::from(tensor * pipeline / nodes);
     let served_name = spec.model.served_name.clone();
@@ -340,7 +350,8 @@ pub fn validate(
         min_sequences: in_range("spec.context.minConcurrentSequences", min_sequences, 1, 64)?,
         plan_policy: spec.plan_policy,
         replicas: in_range("spec.replicas", spec.replicas, 0, MAX_GROUPS)?,
-        placement: placement(spec)?,
+        queue: kueue::queue(&placement, observed.has_kueue).map(str::to_owned),
+        placement,
         restart: spec.restart.as_ref().map(|restart| restart.id.clone()),
         checks_answers: spec
             .preflight
@@ -422,7 +433,25 @@ fn placement(spec: &LlamaDeploymentSpec) -> Result<Placement, ValidationError> {
         });
     }
     pools(&placement)?;
+    queue(&placement)?;
     Ok(placement)
+}
+
+fn queue(placement: &Placement) -> Result<(), ValidationError> {
+    const QUEUE: &str = "spec.placement.queueName";
+    let provider = placement.gang.as_ref().map(|gang| gang.provider);
+    let has_queue = placement.queue_name.is_some();
+    if has_queue && !placement.pools.is_empty() {
+        return Err(ValidationError::Exclusive {
+            one: "spec.placement.pools",
+            other: QUEUE,
+        });
+    }
+    match provider {
+        Some(GangProvider::Kueue) if !has_queue => Err(ValidationError::KueueWithoutQueue),
+        Some(GangProvider::Builtin) if has_queue => Err(ValidationError::QueueWithoutKueue),
+        _ => Ok(()),
+    }
 }
 
 fn pools(placement: &Placement) -> Result<(), ValidationError> {

@@ -2,7 +2,8 @@
 
 use llama_crds::v1alpha1::Reason;
 
-use super::observe::Claim;
+use super::kueue;
+use super::observe::{Claim, Observed};
 use super::plan::FETCH_CONTAINER;
 use super::pods::PodView;
 use super::source::Source;
@@ -77,6 +78,14 @@ pub fn of_named_claim(name: &str, field: &str, namespace: &str, claim: &Claim) -
             ),
         }),
     }
+}
+
+/// What `pod` waits for until Kueue gives its group nodes.
+pub fn of_kueue(pod: &PodView<'_>, observed: &Observed) -> Option<Obstacle> {
+    kueue::waits(pod).then(|| Obstacle {
+        reason: Reason::WaitingForQuota,
+        message: kueue::waited_for(pod, observed),
+    })
 }
 
 /// What keeps `pod` from getting a node.

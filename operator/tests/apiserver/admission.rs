@@ -105,6 +105,21 @@ pub(super) async fn bad_specs_are_refused(place: &Place) -> anyhow::Result<()> {
             "no node has both",
         ),
         (
+            "/placement",
+            json!({"pools": [{"name": "a"}], "queueName": "q"}),
+            "at most one of pools and queueName",
+        ),
+        (
+            "/placement",
+            json!({"gang": {"provider": "Kueue"}}),
+            "gang.provider Kueue needs queueName",
+        ),
+        (
+            "/placement",
+            json!({"gang": {"provider": "Builtin"}, "queueName": "q"}),
+            "queueName is for gang.provider Auto and Kueue",
+        ),
+        (
             "/parallelism",
             json!({"tensor": 3, "pipeline": 3, "nodes": 2}),
             "multiple of nodes",

@@ -29,14 +29,30 @@ impl ControlPlane {
         self.folder.path().join(KUBECONFIG)
     }
 
+    /// Starts another program beside it, with a log of its name.
+    #[allow(dead_code, reason = "not every test program starts others")]
+    pub(crate) fn start(&mut self, program: &Path, args: &[String]) -> anyhow::Result<()> {
+        let name = program.file_name().unwrap_or_default().display();
+        let log = self.folder.path().join(format!("{name}.log"));
+        self.children.push(start(program, &log, args)?);
+        Ok(())
+    }
+
+    /// The end of the log of a program that was started beside it.
+    #[allow(dead_code, reason = "not every test program starts others")]
+    pub(crate) fn last_words(&self, name: &str) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join(format!("{name}.log")));
+        let log = log.unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
     /// Starts the scheduler too.
     #[allow(dead_code, reason = "not every test program needs nodes")]
     pub(crate) fn start_scheduler(&mut self, programs: &Path) -> anyhow::Result<()> {
-        let folder = self.folder.path();
         let kubeconfig = self.kubeconfig().display().to_string();
-        self.children.push(start(
+        self.start(
             &programs.join("kube-scheduler"),
-            &folder.join("scheduler.log"),
             &[
                 format!("--kubeconfig={kubeconfig}"),
                 format!("--authentication-kubeconfig={kubeconfig}"),
@@ -44,8 +60,7 @@ impl ControlPlane {
                 "--leader-elect=false".to_owned(),
                 "--secure-port=0".to_owned(),
             ],
-        )?);
-        Ok(())
+        )
     }
 }
 
@@ -67,7 +82,7 @@ pub(crate) fn programs() -> Option<PathBuf> {
     folder
 }
 
-fn free_port() -> anyhow::Result<u16> {
+pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -82,7 +97,7 @@ fn start(program: &Path, log: &Path, args: &[String]) -> anyhow::Result<Child> {
         .with_context(|| format!("start {}", program.display()))
 }
 
-fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
     let output = Command::new(program).args(args).output()?;
     if !output.status.success() {
         bail!("{program}: {}", String::from_utf8_lossy(&output.stderr));

@@ -8,11 +8,12 @@ use llama_crds::v1alpha1::{FailureMark, GroupPhase, GroupStatus, MAX_RESTARTS, R
 
 use super::ending::hook;
 use super::{
-    FAILED_GRACE_SECONDS, Group, GroupPlan, NewFailure, Placing, STABLE_AFTER, Unplaced, deletions,
-    ending_message, nodes, sentence,
+    FAILED_GRACE_SECONDS, Group, GroupPlan, NewFailure, Placing, STABLE_AFTER, Taken, Unplaced,
+    deletions, ending_message, nodes, sentence,
 };
 use crate::labels;
 use crate::reconcile::failure::{self, Cause};
+use crate::reconcile::kueue;
 use crate::reconcile::placement::HOSTNAME;
 use crate::reconcile::pods::PodView;
 use crate::reconcile::progress;
@@ -21,6 +22,8 @@ use crate::reconcile::progress;
 const QUICK_START: Duration = Duration::from_secs(5);
 /// Time between two questions how far a pod is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Time between two looks at what a group waits for in Kueue.
+const QUOTA_EVERY: Duration = Duration::from_secs(10);
 /// Time between two tries to find room for a group.
 const ROOM_EVERY: Duration = Duration::from_secs(2);
 
@@ -46,6 +49,10 @@ impl Group<'_> {
         }
         if mine.is_empty() {
             return self.start(plan);
+        }
+        let is_over = plan.status.phase == GroupPhase::Failed;
+        if let Some(why) = kueue::taken_back(&mine).filter(|_| !is_over) {
+            return self.queue_again(plan, &why);
         }
         let memory = &self.situation.deployment.memory;
         match failure::cause(&mine, memory).or_else(|| self.hole(&plan.status, &mine)) {
@@ -313,6 +320,11 @@ impl Group<'_> {
         if mine.iter().any(PodView::is_gated) {
             return self.wait_for_room(plan, mine);
         }
+        if let Some(pod) = mine.iter().find(|pod| kueue::waits(pod)) {
+            plan.wake_after = Some(QUOTA_EVERY);
+            let message = kueue::waited_for(pod, self.situation.observed);
+            return plan.in_phase(GroupPhase::Scheduling, message);
+        }
         if let Some(pod) = mine.iter().find(|pod| pod.node_name().is_none()) {
             if self.gives_back(mine) {
                 return self.give_back(plan, pod);
@@ -390,6 +402,20 @@ impl Group<'_> {
             ),
         };
         plan.in_phase(GroupPhase::Scheduling, message)
+    }
+
+    /// Kueue took the nodes of the group for something else: it queues again at once, and
+    /// nothing has failed.
+    fn queue_again(&self, mut plan: GroupPlan, why: &str) -> GroupPlan {
+        let epoch = plan.status.epoch;
+        plan.status.epoch += 1;
+        plan.wake_after = Some(Duration::ZERO);
+        let message = format!("Kueue took its quota back and it queues again ({why})");
+        plan.taken = Some(Taken {
+            epoch,
+            note: format!("group {}: {message}", self.name()),
+        });
+        plan.in_phase(GroupPhase::Waiting, message)
     }
 
     /// Whether nodes were chosen for the pods and not all have reached theirs in time.

@@ -9,6 +9,7 @@ use llama_crds::v1alpha1::{
 
 use super::{GroupPlan, NewPods, Situation};
 use crate::reconcile::compare;
+use crate::reconcile::kueue;
 use crate::reconcile::policy::RolloutPolicy;
 use crate::reconcile::rollout::{Condition, Decision, Member, Question, Room, decide as step};
 use crate::reconcile::waiting;
@@ -343,7 +344,10 @@ fn is_on_its_way(situation: &Situation<'_>, status: &GroupStatus) -> bool {
         .pods
         .iter()
         .filter(|pod| u32::try_from(status.index) == Ok(pod.group) && pod.epoch == status.epoch)
-        .all(|pod| !pod.is_gated() && waiting::of_scheduling(pod).is_none())
+        .all(|pod| {
+            let waits = pod.is_gated() || kueue::waits(pod);
+            !waits && waiting::of_scheduling(pod).is_none()
+        })
 }
 
 /// Whether it matters how busy groups are, or how they answer: one of several is to end, one

@@ -106,6 +106,15 @@ pub struct NewFailure {
     pub restarts: i32,
 }
 
+/// Kueue took the quota of a group back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The incarnation that had it.
+    pub epoch: i64,
+    /// In a sentence.
+    pub note: String,
+}
+
 /// What should become of one group.
 #[derive(Clone, Debug)]
 pub struct GroupPlan {
@@ -126,6 +135,8 @@ pub struct GroupPlan {
     pub place: Option<Placing>,
     /// A failure seen for the first time.
     pub failure: Option<NewFailure>,
+    /// What Kueue took from it, seen for the first time.
+    pub taken: Option<Taken>,
     /// When to look again without an event.
     pub wake_after: Option<Duration>,
     /// Whether it has any pod now.
@@ -159,6 +170,7 @@ impl GroupPlan {
             hook: None,
             place: None,
             failure: None,
+            taken: None,
             wake_after: None,
             has_pods: !pods.is_empty(),
             can_stay: pods.iter().all(|pod| !pod.is_deleting()),

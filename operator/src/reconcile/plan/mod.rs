@@ -25,6 +25,7 @@ use super::apply::Applied;
 use super::fit::{self, Fit};
 use super::golden;
 use super::groups::{self, Course, Deletion, GroupPlan, Situation};
+use super::kueue;
 use super::measured;
 use super::observe::Observed;
 use super::placement::{self, Need};
@@ -43,6 +44,9 @@ pub use secret::TOKEN_KEY;
 
 /// Time between two looks for room that a rollout or a closed node waits for.
 const ROOM_EVERY: Duration = Duration::from_secs(5);
+
+/// Time between two looks whether what pods need to be placed is there.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What all worker pods of this operator share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,8 +156,12 @@ pub fn plan(
     now: Timestamp,
 ) -> Plan {
     let mut fit = fit::fit(deployment, settings, observed, previous, now);
-    if let Some(holdup) = placement::holdup(deployment, observed.sees_nodes) {
+    let cannot_be_placed = placement::holdup(deployment, observed.sees_nodes)
+        .or_else(|| kueue::holdup(deployment, observed.has_kueue));
+    if let Some(holdup) = cannot_be_placed {
         fit.holdup = Some(holdup);
+        let wake = fit.wake_after.unwrap_or(LOOK_AGAIN);
+        fit.wake_after = Some(wake.min(LOOK_AGAIN));
     }
     let new_pods = fit.new_pods();
     let templates = Templates::new(object, deployment, settings, observed, previous);
@@ -191,6 +199,7 @@ pub fn plan(
     let mut obstacles = Vec::new();
     for pod in &live {
         let found = [
+            waiting::of_kueue(pod, observed),
             waiting::of_scheduling(pod),
             waiting::of_containers(pod, &deployment.source),
         ];
@@ -231,7 +240,11 @@ pub fn plan(
 
 /// Whether a further group would find a place now.
 fn room(deployment: &ValidDeployment, observed: &Observed) -> Room {
-    let Some(nodes) = &observed.nodes else {
+    let Some(nodes) = observed
+        .nodes
+        .as_ref()
+        .filter(|_| deployment.queue.is_none())
+    else {
         return Room::Unknown;
     };
     match placement::place(&Need::of(deployment, BTreeSet::new()), nodes) {

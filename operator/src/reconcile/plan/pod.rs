@@ -24,6 +24,7 @@ use super::WorkerSettings;
 use super::model::{self, Extent};
 use super::secret::TOKEN_KEY;
 use crate::reconcile::adapters::AdapterSet;
+use crate::reconcile::kueue;
 use crate::reconcile::validate::ValidDeployment;
 use crate::{labels, names};
 
@@ -62,6 +63,15 @@ pub(super) fn pod(
     settings: &WorkerSettings,
     place: &Place<'_>,
 ) -> Pod {
+    let mut pod = alone(deployment, settings, place);
+    if let Some(queue) = &deployment.queue {
+        kueue::enqueue(&mut pod, deployment, queue, place.group, place.epoch);
+    }
+    pod
+}
+
+/// The pod, before anybody but the operator and the scheduler has a say in its nodes.
+fn alone(deployment: &ValidDeployment, settings: &WorkerSettings, place: &Place<'_>) -> Pod {
     let name = names::pod(&deployment.name, place.group, place.node);
     let placement = &deployment.placement;
     Pod {

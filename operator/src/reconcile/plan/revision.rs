@@ -36,6 +36,8 @@ struct Inputs<'a> {
     tolerations: &'a [Toleration],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pools: &'a [NodePool],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<&'a str>,
     priority_class: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     topology: Option<&'a Topology>,
@@ -88,6 +90,7 @@ pub fn revision(deployment: &ValidDeployment) -> String {
         node_selector: &deployment.placement.node_selector,
         tolerations: &deployment.placement.tolerations,
         pools: &deployment.placement.pools,
+        queue: deployment.placement.queue_name.as_deref(),
         priority_class: deployment.placement.priority_class_name.as_deref(),
         topology: deployment.placement.topology.as_ref(),
         adapters: deployment
