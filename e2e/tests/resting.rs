@@ -48,8 +48,9 @@ async fn at_rest_nothing_is_written_and_foreign_edits_are_undone_once() -> anyho
         (
             "PodDisruptionBudget",
             "smollm2-0",
-            json!({"spec": {"minAvailable": 0}}),
-            "/spec/minAvailable",
+            // Beside it no minAvailable would be valid.
+            json!({"spec": {"minAvailable": null, "maxUnavailable": 1}}),
+            "/spec/maxUnavailable",
         ),
     ] {
         undone(&place, kind, name, &edit, field).await?;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::{Api, Resource, ResourceExt};
 use llama_crds::v1alpha1::NodePool;
@@ -84,6 +85,7 @@ pub async fn apply(
         work.create_secret(secret).await?;
     }
     for budget in &plan.budgets {
+        work.take_off_maximum(budget, observed).await?;
         let live = observed.budgets.iter().map(AsRef::as_ref);
         work.ensure::<_, OwnBudget>("PodDisruptionBudget", budget, live, &cluster.budgets)
             .await?;
@@ -181,6 +183,42 @@ impl Work<'_> {
         let store = &self.context.cluster.services;
         self.ensure::<_, OwnService>("Service", service, live, store)
             .await
+    }
+
+    /// Takes maxUnavailable off a live budget on which somebody set it: with it no apply of
+    /// the planned minAvailable would be valid.
+    async fn take_off_maximum(
+        &mut self,
+        budget: &PodDisruptionBudget,
+        observed: &Observed,
+    ) -> Result<(), Error> {
+        let name = budget.name_any();
+        let mut live = observed.budgets.iter();
+        let live = live.find(|live| live.name_any() == name);
+        let Some(live) = live.filter(|live| !live.spec["maxUnavailable"].is_null()) else {
+            return Ok(());
+        };
+        let minimum = budget
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.min_available.as_ref());
+        let patch = json!({
+            "metadata": {"uid": live.uid()},
+            "spec": {"maxUnavailable": null, "minAvailable": minimum},
+        });
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let result = self
+            .api::<OwnBudget>()
+            .patch(&name, &params, &Patch::Merge(&patch))
+            .await;
+        let written = self.settle(result, "change PodDisruptionBudget", &name)?;
+        if let Some(object) = written {
+            self.context.cluster.budgets.wrote(&object);
+        }
+        Ok(())
     }
 
     /// Server-side apply, unless the live object already has every field as planned.
