@@ -257,3 +257,36 @@ fn what_fetches_asks_for_no_more_than_what_serves() {
         }
     }
 }
+
+#[test]
+fn a_model_image_that_is_mounted_needs_no_copy() {
+    let from = |mount: &str| {
+        json!({"model": {"source": {"pvc": null, "image": {
+            "reference": "models/llama@sha256:00", "path": "/models/m.gguf",
+            "pullPolicy": "IfNotPresent", "mount": mount,
+        }}}})
+    };
+    let made = made_from(&from("Volume"));
+    let spec = &made["pods"][0]["spec"];
+    assert!(spec["initContainers"].is_null(), "{spec}");
+    let image = json!({"reference": "models/llama@sha256:00", "pullPolicy": "IfNotPresent"});
+    assert_eq!(spec["volumes"], json!([{"name": "model", "image": image}]));
+    let worker = &spec["containers"][0];
+    let mounts = json!([{"name": "model", "mountPath": "/model", "readOnly": true}]);
+    assert_eq!(worker["volumeMounts"], mounts);
+    let args = worker["args"].as_array().expect("arguments");
+    assert!(
+        args.contains(&json!("--model=/model/models/m.gguf")),
+        "{args:?}"
+    );
+
+    let copied = made_from(&from("Copy"));
+    let revision =
+        |made: &Value| made["pods"][0]["metadata"]["labels"]["llmops.dev/revision"].clone();
+    assert_ne!(revision(&made), revision(&copied));
+    let usual = made_from(&json!({"model": {"source": {"pvc": null, "image": {
+        "reference": "models/llama@sha256:00", "path": "/models/m.gguf",
+        "pullPolicy": "IfNotPresent",
+    }}}}));
+    assert_eq!(revision(&usual), revision(&copied));
+}

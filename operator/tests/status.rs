@@ -252,6 +252,28 @@ fn backing_off_and_trying_again_read_the_same() {
 }
 
 #[test]
+fn of_a_mounted_image_the_text_says_which_cannot_be_pulled() {
+    let mut spec = from_image();
+    spec["model"]["source"]["image"]["mount"] = json!("Volume");
+    let mut cluster = scheduled(&spec);
+    for (text, reason) in [
+        (
+            "failed to pull image \"models:1\": not found",
+            "ModelImagePullFailed",
+        ),
+        (
+            "failed to pull image \"worker:1\": not found",
+            "WorkerImagePullFailed",
+        ),
+    ] {
+        cluster.wait("m-0-0", "worker", "ErrImagePull", text);
+        cluster.settle();
+        let (said, _) = cluster.condition(ConditionType::Ready);
+        assert_eq!(said, format!("False/{reason}"));
+    }
+}
+
+#[test]
 fn pods_without_a_node_are_counted() {
     let mut cluster = Cluster::new(deployment(&json!({"replicas": 3})));
     cluster.settle();

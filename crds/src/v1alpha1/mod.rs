@@ -33,8 +33,8 @@ pub use llama_model::{
     MAX_MODEL_NODES, MAX_MODEL_USERS, ModelNodePhase, ModelNodeStatus, ModelNodes, ModelReason,
 };
 pub use model::{
-    HttpSource, HuggingFaceSource, ImagePullPolicy, ImageSource, KeyReference, MIN_CACHE_BYTES,
-    Model, ModelCache, ModelFile, ModelSource, NameReference, PvcSource, S3Source,
+    HttpSource, HuggingFaceSource, ImageMount, ImagePullPolicy, ImageSource, KeyReference,
+    MIN_CACHE_BYTES, Model, ModelCache, ModelFile, ModelSource, NameReference, PvcSource, S3Source,
 };
 pub use placement::{Gang, GangProvider, MAX_POOLS, NodePool, Placement, Topology};
 pub use plan::{

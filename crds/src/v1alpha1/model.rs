@@ -43,8 +43,7 @@ pub struct ModelSource {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pvc: Option<PvcSource>,
 
-    /// A file inside a container image that holds the model. It is copied onto each pod's
-    /// node when the pod starts.
+    /// A file inside a container image that holds the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSource>,
 
@@ -102,6 +101,22 @@ pub struct ImageSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "ImagePullPolicy")]
     pub pull_policy: Option<ImagePullPolicy>,
+
+    /// How the model comes from the image into pods.
+    #[serde(default)]
+    pub mount: ImageMount,
+}
+
+/// How a model comes from its image into pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ImageMount {
+    /// It is copied onto the node's disk for each pod. Works everywhere.
+    #[default]
+    Copy,
+    /// The image is mounted as it is, and pods of a node share it. Needs image volumes of
+    /// Kubernetes (on by default since 1.35) and a container runtime that has them
+    /// (containerd 2.1, CRI-O 1.33).
+    Volume,
 }
 
 /// When a node pulls an image.

@@ -1,12 +1,13 @@
 //! Step 4: makes the cluster match the plan. Writes only, and puts each answer into the
 //! caches.
 
+mod checks;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions, Request};
 use kube::{Api, Resource, ResourceExt};
 use llama_crds::v1alpha1::NodePool;
@@ -91,7 +92,9 @@ pub async fn apply(
             .await?;
     }
     for pod in plan.fit.create.iter().chain(&plan.create) {
-        work.create("Pod", pod, &cluster.pods).await?;
+        if work.keeps_volumes(pod).await? {
+            work.create("Pod", pod, &cluster.pods).await?;
+        }
     }
     for group in &plan.groups {
         if let Some(placing) = &group.place {
@@ -183,42 +186,6 @@ impl Work<'_> {
         let store = &self.context.cluster.services;
         self.ensure::<_, OwnService>("Service", service, live, store)
             .await
-    }
-
-    /// Takes maxUnavailable off a live budget on which somebody set it: with it no apply of
-    /// the planned minAvailable would be valid.
-    async fn take_off_maximum(
-        &mut self,
-        budget: &PodDisruptionBudget,
-        observed: &Observed,
-    ) -> Result<(), Error> {
-        let name = budget.name_any();
-        let mut live = observed.budgets.iter();
-        let live = live.find(|live| live.name_any() == name);
-        let Some(live) = live.filter(|live| !live.spec["maxUnavailable"].is_null()) else {
-            return Ok(());
-        };
-        let minimum = budget
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.min_available.as_ref());
-        let patch = json!({
-            "metadata": {"uid": live.uid()},
-            "spec": {"maxUnavailable": null, "minAvailable": minimum},
-        });
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let result = self
-            .api::<OwnBudget>()
-            .patch(&name, &params, &Patch::Merge(&patch))
-            .await;
-        let written = self.settle(result, "change PodDisruptionBudget", &name)?;
-        if let Some(object) = written {
-            self.context.cluster.budgets.wrote(&object);
-        }
-        Ok(())
     }
 
     /// Server-side apply, unless the live object already has every field as planned.

@@ -223,7 +223,11 @@ struct Inputs<'a> {
 fn inputs(deployment: &ValidDeployment, memory: Option<u64>) -> String {
     let (claim, image, fetched) = match &deployment.source {
         Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None, None),
+        // The same headers, however they come into the pod.
         Source::Image {
+            reference, path, ..
+        }
+        | Source::ImageVolume {
             reference, path, ..
         } => (None, Some((reference.as_str(), path.as_str())), None),
         Source::Fetched(fetched) => (None, None, Some(&fetched.from)),

@@ -2,8 +2,8 @@
 
 use llama_contract::{FetchSource, ModelFile};
 use llama_crds::v1alpha1::{
-    ImagePullPolicy, KeyReference, LlamaDeploymentSpec, LlamaModelSpec, MIN_CACHE_BYTES,
-    ModelCache, ModelSource,
+    ImageMount, ImagePullPolicy, KeyReference, LlamaDeploymentSpec, LlamaModelSpec,
+    MIN_CACHE_BYTES, ModelCache, ModelSource,
 };
 use serde::Serialize;
 
@@ -22,6 +22,15 @@ pub enum Source {
     },
     /// A file in an image.
     Image {
+        /// The image.
+        reference: String,
+        /// Path inside the image.
+        path: String,
+        /// When to pull it.
+        pull_policy: Option<ImagePullPolicy>,
+    },
+    /// A file in an image that is mounted.
+    ImageVolume {
         /// The image.
         reference: String,
         /// Path inside the image.
@@ -86,7 +95,7 @@ impl Source {
     pub fn cache(&self) -> Option<&Cache> {
         match self {
             Self::Fetched(fetched) => fetched.cache.as_ref(),
-            Self::Claim { .. } | Self::Image { .. } => None,
+            Self::Claim { .. } | Self::Image { .. } | Self::ImageVolume { .. } => None,
         }
     }
 
@@ -94,7 +103,7 @@ impl Source {
     pub fn claim(&self) -> Option<(&str, &'static str)> {
         match self {
             Self::Claim { claim, .. } => Some((claim, "spec.model.source.pvc")),
-            Self::Image { .. } => None,
+            Self::Image { .. } | Self::ImageVolume { .. } => None,
             Self::Fetched(_) => {
                 let cache = self.cache()?;
                 Some((&cache.claim, "spec.model.cache"))
@@ -160,10 +169,19 @@ pub fn source(spec: &LlamaDeploymentSpec) -> Result<Source, ValidationError> {
                 problem: "must start with '/': it is a path inside the image",
             });
         };
-        Source::Image {
-            reference: image.reference.clone(),
-            path: good_path(field, &image.path, inside)?,
-            pull_policy: image.pull_policy,
+        let (reference, pull_policy) = (image.reference.clone(), image.pull_policy);
+        let path = good_path(field, &image.path, inside)?;
+        match image.mount {
+            ImageMount::Copy => Source::Image {
+                reference,
+                path,
+                pull_policy,
+            },
+            ImageMount::Volume => Source::ImageVolume {
+                reference,
+                path,
+                pull_policy,
+            },
         }
     } else {
         let mut found = fetched(source, &OF_DEPLOYMENT)?;

@@ -119,8 +119,13 @@ pub fn of_containers(pod: &PodView<'_>, source: &Source) -> Option<Obstacle> {
             | "ImageInspectError"
             | "RegistryUnavailable"
             | "SignatureValidationFailed" => {
-                let from_image = matches!(source, Source::Image { .. });
-                if container.name == FETCH_CONTAINER && from_image {
+                let is_model = match source {
+                    Source::Image { .. } => container.name == FETCH_CONTAINER,
+                    // The container that mounts it says so.
+                    Source::ImageVolume { reference, .. } => text.contains(reference.as_str()),
+                    Source::Claim { .. } | Source::Fetched(_) => false,
+                };
+                if is_model {
                     Reason::ModelImagePullFailed
                 } else {
                     Reason::WorkerImagePullFailed
@@ -134,7 +139,10 @@ pub fn of_containers(pod: &PodView<'_>, source: &Source) -> Option<Obstacle> {
             _ => return None,
         };
         let message = match (reason, source) {
-            (Reason::ModelImagePullFailed, Source::Image { reference, .. }) => {
+            (
+                Reason::ModelImagePullFailed,
+                Source::Image { reference, .. } | Source::ImageVolume { reference, .. },
+            ) => {
                 format!("model image {reference} cannot be pulled on node {on} ({why}): {text}")
             }
             (Reason::ContainerNotStarting, _) => format!(

@@ -237,6 +237,7 @@ async fn the_real_api_server_agrees() -> anyhow::Result<()> {
     model::bad_models_are_refused(&place).await?;
     model::a_model_is_fetched_ahead(&place).await?;
     an_unreadable_object_is_reported_on(&place).await?;
+    an_image_volume_that_is_not_known_is_said(&place).await?;
     nothing_runs_that_does_not_fit(&place).await?;
     a_group_lives_and_dies(&place).await?;
     scaling_goes_through_the_subresource(&place).await?;
@@ -282,6 +283,29 @@ async fn an_unreadable_object_is_reported_on(place: &Place) -> anyhow::Result<()
         .api::<LlamaDeployment>()
         .delete("odd", &delete)
         .await?;
+    Ok(())
+}
+
+/// An API server without image volumes drops the field, and a volume without a kind is an
+/// empty folder.
+async fn an_image_volume_that_is_not_known_is_said(place: &Place) -> anyhow::Result<()> {
+    let mut mounted = spec();
+    mounted["model"]["source"]["image"]["mount"] = json!("Volume");
+    place.create(object("mounted", &mounted)).await?;
+    let round = place.round("mounted").await;
+    let error = round.err().context("the round was refused")?.to_string();
+    ensure!(
+        error.contains("create Pod mounted-0-0 with an image volume"),
+        "{error}"
+    );
+    ensure!(pods_of(place, "mounted").await?.is_empty());
+    let status = place.get("mounted").await?.status.context("a status")?;
+    let ready = status::find(&status, ConditionType::Ready).context("a condition")?;
+    let says = &ready.message;
+    ensure!(says.contains("mount to Copy"), "{says}");
+    let delete = DeleteParams::default();
+    let api = place.api::<LlamaDeployment>();
+    api.delete("mounted", &delete).await?;
     Ok(())
 }
 

@@ -31,7 +31,7 @@ const IMAGE_SECONDS: i64 = 3600;
 pub(crate) fn deadline_seconds(source: &Source) -> i64 {
     match source {
         Source::Claim { .. } => CLAIM_SECONDS,
-        Source::Image { .. } | Source::Fetched(_) => IMAGE_SECONDS,
+        Source::Image { .. } | Source::ImageVolume { .. } | Source::Fetched(_) => IMAGE_SECONDS,
     }
 }
 

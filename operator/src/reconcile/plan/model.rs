@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    ConfigMapKeySelector, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    ConfigMapKeySelector, Container, EmptyDirVolumeSource, EnvVar, EnvVarSource, ImageVolumeSource,
     PersistentVolumeClaimVolumeSource, ResourceRequirements, SecretKeySelector, Volume,
     VolumeMount,
 };
@@ -48,11 +48,12 @@ fn cache(source: &Source, extent: Extent) -> Option<&Cache> {
     }
 }
 
-/// Where the worker finds the model: a claim is mounted whole, a file of an image is
-/// copied under its own name, and so is what is fetched.
+/// Where the worker finds the model: a claim and an image volume are mounted whole, a file
+/// of an image is copied under its own name, and so is what is fetched.
 pub(super) fn path(source: &Source, extent: Extent) -> String {
     match source {
         Source::Claim { path, .. } => format!("{MODEL_MOUNT}/{path}"),
+        Source::ImageVolume { path, .. } => format!("{MODEL_MOUNT}{path}"),
         Source::Image { path, .. } => {
             let file = path.rsplit('/').next().unwrap_or(path);
             format!("{MODEL_MOUNT}/{file}")
@@ -105,6 +106,18 @@ pub(super) fn volumes(source: &Source, extent: Extent, room: Option<&str>) -> Ve
     match source {
         Source::Claim { claim: name, .. } => vec![claim(name, Some(true))],
         Source::Image { .. } => vec![scratch(MODEL_VOLUME), scratch(TOOLS_VOLUME)],
+        Source::ImageVolume {
+            reference,
+            pull_policy,
+            ..
+        } => vec![Volume {
+            name: MODEL_VOLUME.to_owned(),
+            image: Some(ImageVolumeSource {
+                reference: Some(reference.clone()),
+                pull_policy: pull_policy.map(|policy| policy.as_str().to_owned()),
+            }),
+            ..Volume::default()
+        }],
         Source::Fetched(_) => match cache(source, extent) {
             Some(cache) => vec![claim(&cache.claim, None)],
             None => vec![scratch(MODEL_VOLUME)],
@@ -122,7 +135,7 @@ pub(super) fn init_containers(
     (cpu, memory): (&str, &str),
 ) -> Option<Vec<Container>> {
     match source {
-        Source::Claim { .. } => None,
+        Source::Claim { .. } | Source::ImageVolume { .. } => None,
         Source::Image {
             reference,
             path,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
 use llama_contract::{HANG_TIMEOUT_SECONDS, SELF_TEST_INTERVAL_SECONDS};
-use llama_crds::v1alpha1::{NodePool, Topology};
+use llama_crds::v1alpha1::{ImagePullPolicy, NodePool, Topology};
 use serde::Serialize;
 
 use crate::reconcile::source::{Fetched, Source};
@@ -18,6 +18,9 @@ struct Inputs<'a> {
     served_name: &'a str,
     claim: Option<(&'a str, &'a str)>,
     image: Option<(&'a str, &'a str, Option<&'static str>)>,
+    /// Likewise, of an image that is mounted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mounted: Option<(&'a str, &'a str, Option<&'static str>)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fetched: Option<&'a Fetched>,
     tensor: u32,
@@ -55,26 +58,27 @@ struct Inputs<'a> {
 
 /// Eight hexadecimal digits.
 pub fn revision(deployment: &ValidDeployment) -> String {
-    let (claim, image, fetched) = match &deployment.source {
-        Source::Claim { claim, path } => (Some((claim.as_str(), path.as_str())), None, None),
+    let policy = |policy: &Option<ImagePullPolicy>| policy.map(ImagePullPolicy::as_str);
+    let (mut claim, mut image, mut mounted, mut fetched) = (None, None, None, None);
+    match &deployment.source {
+        Source::Claim { claim: name, path } => claim = Some((name.as_str(), path.as_str())),
         Source::Image {
             reference,
             path,
             pull_policy,
-        } => {
-            let policy = pull_policy.map(llama_crds::v1alpha1::ImagePullPolicy::as_str);
-            (
-                None,
-                Some((reference.as_str(), path.as_str(), policy)),
-                None,
-            )
-        }
-        Source::Fetched(fetched) => (None, None, Some(fetched.as_ref())),
-    };
+        } => image = Some((reference.as_str(), path.as_str(), policy(pull_policy))),
+        Source::ImageVolume {
+            reference,
+            path,
+            pull_policy,
+        } => mounted = Some((reference.as_str(), path.as_str(), policy(pull_policy))),
+        Source::Fetched(of_server) => fetched = Some(of_server.as_ref()),
+    }
     let inputs = Inputs {
         served_name: &deployment.served_name,
         claim,
         image,
+        mounted,
         fetched,
         tensor: deployment.tensor,
         pipeline: (deployment.pipeline > 1).then_some(deployment.pipeline),
