@@ -7,8 +7,15 @@
 //! Work is counted in replica-seconds, demand in replica-equivalents: how many groups would be
 //! just busy with it at the SLO's time from token to token.
 
+pub mod counters;
 pub mod decision;
+pub mod fleet;
+pub mod forecast;
+pub mod freshness;
+pub mod learn;
+pub mod mix;
 pub mod model;
 pub mod settings;
 pub mod snapshot;
 pub mod time;
+pub mod trim;
