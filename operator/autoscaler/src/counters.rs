@@ -35,6 +35,11 @@ pub struct Counter {
 }
 
 impl Counter {
+    /// Whether it was ever there.
+    pub fn known(&self) -> bool {
+        self.last.is_some()
+    }
+
     /// Takes the reading of `at`, and tells growth since the last one that could be counted
     /// with. A gap makes a longer span. A lower value is a restart: growth since then is not
     /// known, and its time counts as not seen. A missing value, NaN and an answer seen before

@@ -143,7 +143,7 @@ impl Mix {
 pub struct Slo {
     /// Seconds to the first token.
     pub ttft_s: f64,
-    /// Milliseconds from token to token (S_itl).
+    /// Milliseconds from token to token (`S_itl`).
     pub itl_ms: f64,
 }
 

@@ -41,9 +41,9 @@ pub struct Settings {
     pub burst: f64,
     /// Share of a group's sequences at the ITL limit that may be in use (κ).
     pub slots: f64,
-    /// Seconds in which work that queues is to be done once groups have started (T_drain).
+    /// Seconds in which work that queues is to be done once groups have started (`T_drain`).
     pub drain_queue_s: f64,
-    /// Seconds over which the greatest number wanted counts (W_down); `None`:
+    /// Seconds over which the greatest number wanted counts (`W_down`); `None`:
     /// max(600, 2 L), at most 1800.
     pub stabilization_s: Option<f64>,
     /// Greatest number of groups added within a cold start, `None`: as many as there are, and

@@ -30,6 +30,15 @@ pub struct Trim {
 }
 
 impl Trim {
+    /// Forgets when things happened, but not the share: the clock went back.
+    #[must_use]
+    pub fn without_times(&self) -> Self {
+        Self {
+            rho: self.rho,
+            ..Self::default()
+        }
+    }
+
     /// Takes in requests that finished. Groups that count only one of the two are left out.
     pub fn observe(&mut self, intervals: &[Interval], now: Time, span_s: f64) {
         let both = |i: &Interval| i.finished.zip(i.within_slo);
