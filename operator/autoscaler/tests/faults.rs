@@ -259,6 +259,19 @@ fn a_burst_asks_for_what_it_needs_once() {
 }
 
 #[test]
+fn starts_that_take_three_times_as_long_are_learned_and_not_made_up_for() {
+    let mut plant = steady(2.0, 3);
+    plant.cold_start_s = 900.0;
+    plant.run(1800.0, 4.0);
+    let most = plant.log.iter().map(|(_, d)| d.desired).max().unwrap();
+    // 4 for the work and (4 - 3) * 900 / 120 for what queues until groups serve: 11.5.
+    assert!((6..=12).contains(&most), "{most}");
+    let last = plant.run(3600.0, 4.0);
+    assert!((last.horizon_s - 915.0).abs() < 10.0, "{}", last.horizon_s);
+    assert!(plant.log.iter().all(|(_, d)| d.desired <= 12));
+}
+
+#[test]
 fn a_panic_adds_no_more_than_may_be_added() {
     let mut plant = steady(4.0, 5);
     let burst = plant.run(15.0, 40.0);

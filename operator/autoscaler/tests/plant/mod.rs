@@ -33,6 +33,7 @@ pub fn settings() -> Settings {
     }
 }
 
+#[derive(Clone)]
 struct Unit {
     id: String,
     phase: Phase,
@@ -41,6 +42,7 @@ struct Unit {
 }
 
 /// Groups, a gateway, and an autoscaler that is obeyed.
+#[derive(Clone)]
 pub struct Plant {
     pub settings: Settings,
     pub state: State,
