@@ -327,13 +327,10 @@ impl State {
             let yesterday = self.watch.yesterday(*now);
             want = yesterday.map(|want| want.max(judged.min).min(judged.max));
         }
-        let raw = judged.needs.raw();
         let cause = match judged.want {
             None => BoundBy::Stale,
             Some(0) => BoundBy::Idle,
-            Some(want) if raw > f64::from(want) + 1.0 => BoundBy::Max,
-            Some(want) if want == judged.min && raw <= f64::from(want) - 1.0 => BoundBy::Min,
-            Some(_) => judged.needs.cause(),
+            Some(_) => judged.needs.cause(judged.min, judged.max),
         };
         let ask = Ask {
             want,

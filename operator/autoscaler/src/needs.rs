@@ -72,9 +72,13 @@ impl Needs {
         self.work.max(self.slots).max(self.backlog)
     }
 
-    /// Which one that is.
-    pub fn cause(&self) -> BoundBy {
-        if self.work >= self.slots.max(self.backlog) {
+    /// What makes the number wanted: a bound where it cuts, else the greatest of the three.
+    pub fn cause(&self, min: u32, max: u32) -> BoundBy {
+        if self.raw() - SLACK > f64::from(max) {
+            BoundBy::Max
+        } else if self.raw() - SLACK <= f64::from(min) - 1.0 {
+            BoundBy::Min
+        } else if self.work >= self.slots.max(self.backlog) {
             BoundBy::Work
         } else if self.slots >= self.backlog {
             BoundBy::Slots
@@ -131,7 +135,7 @@ mod tests {
         let needs = Needs::new(&inputs());
         close(needs.work, 6.25);
         assert_eq!(
-            (needs.cause(), want(needs.raw(), 1, 64)),
+            (needs.cause(1, 64), want(needs.raw(), 1, 64)),
             (BoundBy::Work, Some(7))
         );
         let wide = Margins {
@@ -164,7 +168,7 @@ mod tests {
             ..inputs()
         });
         close(stays.backlog, 4.0 + 400.0 / 120.0);
-        assert_eq!(stays.cause(), BoundBy::Backlog);
+        assert_eq!(stays.cause(1, 64), BoundBy::Backlog);
         // Three that start in 100 s have three to spare for it.
         let starts = Inputs {
             queue_s: 400.0,
@@ -174,6 +178,20 @@ mod tests {
             ..inputs()
         };
         close(Needs::new(&starts).backlog, 4.0 + 400.0 / 120.0 - 3.0);
+    }
+
+    #[test]
+    fn a_bound_is_named_where_it_cuts() {
+        // 6.25 groups, so seven are wanted.
+        let needs = Needs::new(&inputs());
+        for (min, max, cause) in [
+            (1, 7, BoundBy::Work),
+            (1, 6, BoundBy::Max),
+            (7, 8, BoundBy::Work),
+            (8, 9, BoundBy::Min),
+        ] {
+            assert_eq!(needs.cause(min, max), cause, "within {min} and {max}");
+        }
     }
 
     #[test]

@@ -358,6 +358,7 @@ fn an_idle_model_goes_to_zero_and_one_request_brings_it_back() {
 fn without_a_live_gateway_nothing_goes_to_zero() {
     let zero = Settings {
         min: 0,
+        stabilization_s: Some(60.0),
         ..settings()
     };
     let mut plant = Plant::new(zero, 1);
@@ -370,6 +371,9 @@ fn without_a_live_gateway_nothing_goes_to_zero() {
         });
         assert_eq!(decision.desired, 1, "{}", decision.reason);
     }
+    // What it did not see may have been requests: idle time begins anew.
+    assert_eq!(plant.run(590.0, 0.0).desired, 1);
+    assert_eq!(plant.run(60.0, 0.0).desired, 0);
 }
 
 #[test]
