@@ -7,7 +7,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use llama_contract::{FailureReport, RankPhase, StateReport};
@@ -16,6 +17,15 @@ use serde_json::{Value, json};
 
 use self::namespaces::Namespace;
 
+/// Ports below those that the kernel gives to whoever asks for any, so that nobody else takes
+/// one between this look and the worker's own.
+const FIRST_PORT: u16 = 20_000;
+const PORTS: u16 = 10_000;
+/// Where this process began to look, and went on.
+static NEXT_PORT: LazyLock<AtomicU16> = LazyLock::new(|| {
+    let start = std::process::id() * 97 % u32::from(PORTS);
+    AtomicU16::new(u16::try_from(start).unwrap_or_default())
+});
 /// Environment variable with the model that these tests run.
 pub(crate) const MODEL_ENV: &str = "LLAMA_TEST_MODEL";
 /// Name under which the tests serve it.
@@ -77,8 +87,11 @@ impl Net {
 
     pub(crate) fn free_address(&self) -> SocketAddr {
         let free = || {
-            let listener = TcpListener::bind((self.ip, 0)).unwrap();
-            listener.local_addr().unwrap()
+            let port = || FIRST_PORT + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % PORTS;
+            (0..PORTS)
+                .map(|_| SocketAddr::from((self.ip, port())))
+                .find(|address| TcpListener::bind(address).is_ok())
+                .expect("a free port")
         };
         match &self.namespace {
             Some(namespace) => namespace.within(free),
