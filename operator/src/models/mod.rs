@@ -8,7 +8,7 @@ pub mod status;
 pub mod validate;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -26,38 +26,20 @@ use crate::reconcile::apply::apply_pods;
 use crate::reconcile::observe::{read_claim, states};
 use crate::reconcile::pods::PodView;
 use crate::reconcile::report;
-use crate::reconcile::{Error, SAFETY_ROUND, SYNC_PAUSE, is_paused, now, question};
+use crate::reconcile::{
+    Error, SAFETY_ROUND, SYNC_PAUSE, after_failure, bounded_round, is_paused, now, question,
+};
 
 /// One round, bounded in time and measured.
 pub async fn reconcile(object: Arc<GuardedModel>, context: Arc<Context>) -> Result<Action, Error> {
-    let begun = Instant::now();
-    let limit = context.settings.reconcile_timeout;
     let round = Box::pin(dispatch(&object, &context));
-    let result = match tokio::time::timeout(limit, round).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::TimedOut(limit)),
-    };
-    let outcome = result.as_ref().map_or_else(Error::category, |_| "success");
-    context.metrics.reconciled(outcome, begun.elapsed());
-    if result.is_ok() {
-        context.backoff.succeeded(&key(object.meta()));
-    }
-    result
+    bounded_round(&context, &key(object.meta()), round).await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
 /// What to do after a round that failed: wait longer each time, each object by itself.
 pub fn error_policy(object: Arc<GuardedModel>, error: &Error, context: Arc<Context>) -> Action {
-    let key = key(object.meta());
-    let pause = context.backoff.failed(&key);
-    tracing::warn!(
-        object = %key,
-        category = error.category(),
-        error = crate::telemetry::chain(error),
-        retry_seconds = pause.as_secs_f64(),
-        "round failed"
-    );
-    Action::requeue(pause)
+    after_failure(&context, &key(object.meta()), error)
 }
 
 /// Names the object among those of all kinds.

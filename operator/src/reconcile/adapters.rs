@@ -85,11 +85,15 @@ impl AdapterSet {
 
     /// The same as workers are told.
     pub fn modules(&self) -> Vec<AdapterModule> {
-        let module = |adapter: &Adapter| AdapterModule {
-            name: adapter.name.clone(),
-            folder: format!("{ADAPTER_MOUNT}/{}", adapter.path).into(),
-        };
         self.loaded.iter().map(module).collect()
+    }
+}
+
+/// `adapter` as workers are told.
+fn module(adapter: &Adapter) -> AdapterModule {
+    AdapterModule {
+        name: adapter.name.clone(),
+        folder: format!("{ADAPTER_MOUNT}/{}", adapter.path).into(),
     }
 }
 
@@ -112,12 +116,17 @@ fn serving<'a>(
         .filter(|group| group.is_wanted() && group.is_ready());
     ready
         .filter_map(|group| {
-            let template = templates.of(&group.status.revision)?;
+            // Most deployments have none, and then there is no pod to look for.
+            let set = templates
+                .of(&group.status.revision)?
+                .deployment
+                .adapters
+                .as_ref()?;
             let uid = leader(group, observed)?;
             let state = observed.states.get(&uid);
             Some(Serving {
                 index: group.status.index,
-                set: template.deployment.adapters.as_ref()?,
+                set,
                 told: state.map(|state| state.adapters.as_slice()),
                 uid,
             })
@@ -170,9 +179,9 @@ pub fn statuses(
 
 fn status(adapter: &Adapter, serving: &[Serving<'_>]) -> AdapterStatus {
     let of = |group: &Serving<'_>| {
-        let modules = group.set.modules();
-        let module = modules.iter().find(|module| module.name == adapter.name)?;
-        let report = group.told?.iter().find(|report| report.module == *module)?;
+        let mut listed = group.set.loaded.iter();
+        let module = module(listed.find(|listed| listed.name == adapter.name)?);
+        let report = group.told?.iter().find(|report| report.module == module)?;
         Some((group.index, report.phase, report.message.clone()))
     };
     let reports: Vec<_> = serving.iter().filter_map(of).collect();

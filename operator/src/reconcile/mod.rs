@@ -124,9 +124,18 @@ impl Error {
 
 /// One round, bounded in time and measured.
 pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Action, Error> {
+    let round = Box::pin(dispatch(&object, &context));
+    bounded_round(&context, &key(&object), round).await
+}
+
+/// `round` of the object that is known as `key`, bounded in time and measured.
+pub(crate) async fn bounded_round(
+    context: &Context,
+    key: &str,
+    round: impl Future<Output = Result<Action, Error>>,
+) -> Result<Action, Error> {
     let begun = Instant::now();
     let limit = context.settings.reconcile_timeout;
-    let round = Box::pin(dispatch(&object, &context));
     let result = match tokio::time::timeout(limit, round).await {
         Ok(result) => result,
         Err(_) => Err(Error::TimedOut(limit)),
@@ -134,7 +143,7 @@ pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Ac
     let outcome = result.as_ref().map_or_else(Error::category, |_| "success");
     context.metrics.reconciled(outcome, begun.elapsed());
     if result.is_ok() {
-        context.backoff.succeeded(&key(&object));
+        context.backoff.succeeded(key);
     }
     result
 }
@@ -142,9 +151,14 @@ pub async fn reconcile(object: Arc<Guarded>, context: Arc<Context>) -> Result<Ac
 #[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
 /// What to do after a round that failed: wait longer each time, each object by itself.
 pub fn error_policy(object: Arc<Guarded>, error: &Error, context: Arc<Context>) -> Action {
-    let pause = context.backoff.failed(&key(&object));
+    after_failure(&context, &key(&object), error)
+}
+
+/// The same for the object that is known as `key`.
+pub(crate) fn after_failure(context: &Context, key: &str, error: &Error) -> Action {
+    let pause = context.backoff.failed(key);
     tracing::warn!(
-        object = %key(&object),
+        object = %key,
         category = error.category(),
         error = crate::telemetry::chain(error),
         retry_seconds = pause.as_secs_f64(),
